@@ -1,0 +1,1 @@
+"""Agents that choose masks, and the rows they are compared with."""

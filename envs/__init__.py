@@ -1,0 +1,1 @@
+"""Datasets, masks, reward models and the Gymnasium environments."""
