@@ -1,0 +1,293 @@
+"""`ImageDataset`, its splits, and the registry that turns a name into one.
+
+A loader reads a whole data set; `load_dataset` splits it by group, so that no patient and no near-duplicate stands on
+both sides of a split. Labels, regions and groups never enter an observation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskaug.envs.errors import ConfigurationError, DatasetError
+
+SPLITS = ("train", "val", "test")
+FRACTIONS = (0.7, 0.15, 0.15)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images that are ready to be played with, and what is known of them.
+
+    Attributes:
+        name: the data set's name, as tables print it.
+        images: (N, C, H, W) uint8; may be a memory map.
+        labels: (N,) int64, the class of each image, or None without labels.
+        regions: (N, H, W) bool, the known relevant part of each image (all False where there is none), or None if
+            unknown. Only ever used to score, never to train.
+        groups: (N,) int64; images of one patient or of one cluster of near-duplicates share a number.
+        class_names: the label's names, in the order of the labels.
+        names: (N,) what to call each image in an error: a path, or a recipe.
+        split: "train", "val", "test" or "all".
+        source: "synthetic", or the data set's own name when the pixels are real.
+        licence: under which terms the images may be used.
+        citation: what to cite.
+    """
+
+    name: str
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64] | None
+    regions: npt.NDArray[np.bool_] | None
+    groups: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+    names: tuple[str, ...]
+    split: str = "all"
+    source: str = "user"
+    licence: str = "unknown"
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if self.images.ndim != 4 or self.images.dtype != np.uint8 or n == 0:
+            raise DatasetError(
+                f"images must be uint8 of shape (N, C, H, W) with N > 0, got {self.images.dtype} of shape "
+                f"{self.images.shape}; convert them with explicit windowing first"
+            )
+        if self.regions is not None and self.regions.shape != (n, *self.images.shape[2:]):
+            raise DatasetError(f"regions must be (N, H, W) = {(n, *self.images.shape[2:])}, got {self.regions.shape}")
+        if self.regions is not None and self.regions.dtype != np.bool_:
+            raise DatasetError(f"regions must be bool, got {self.regions.dtype}; compare with > 0 first")
+        for what, values in (("labels", self.labels), ("groups", self.groups), ("names", self.names)):
+            if values is not None and len(values) != n:
+                raise DatasetError(f"{what} must have one entry for each of the {n} images, got {len(values)}")
+        if self.labels is not None and not (0 <= self.labels.min() and self.labels.max() < len(self.class_names)):
+            raise DatasetError(
+                f"labels run from {self.labels.min()} to {self.labels.max()}, but there are {len(self.class_names)} "
+                f"class names {self.class_names}; labels must be 0 … classes − 1"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over images, labels, regions and groups: two data sets with one digest are the same data."""
+        h = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
+        for array in (self.images, self.labels, self.regions, self.groups):
+            h.update(b"-" if array is None else np.ascontiguousarray(array).data)
+        return h.hexdigest()
+
+    def subset(self, indices: npt.ArrayLike, split: str | None = None) -> ImageDataset:
+        """The images at `indices` ((M,) integers or (N,) bool), in that order."""
+        index = np.asarray(indices)
+        index = np.flatnonzero(index) if index.dtype == np.bool_ else index.astype(np.int64)
+        if len(index) == 0:
+            raise DatasetError(f"an empty subset of {self.name} was asked for; a data set needs at least one image")
+        return dataclasses.replace(
+            self,
+            images=self.images[index],
+            labels=None if self.labels is None else self.labels[index],
+            regions=None if self.regions is None else self.regions[index],
+            groups=self.groups[index],
+            names=tuple(self.names[i] for i in index),
+            split=self.split if split is None else split,
+        )
+
+    def with_region(self) -> ImageDataset:
+        """The images whose known region is not empty."""
+        if self.regions is None:
+            raise DatasetError(f"{self.name} has no known regions; masks cannot be scored on it")
+        return self.subset(self.regions.any(axis=(1, 2)))
+
+    def splits(self, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> npt.NDArray[np.int64]:
+        """The part, 0 … len(fractions) − 1, that each image belongs to, (N,) int64.
+
+        Whole groups are dealt out, class by class (a group counts for its most frequent label), in an order drawn from
+        `seed`, so that every part holds about its fraction of each class. Depends on the groups' numbers and the seed
+        alone, not on the order of the images.
+        """
+        if len(fractions) < 2 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+            raise ConfigurationError(f"fractions must be at least two numbers ≥ 0 that sum to 1, got {fractions}")
+        groups, inverse, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
+        labels = np.zeros(len(self), np.int64) if self.labels is None else self.labels
+        votes = np.zeros((len(groups), int(labels.max()) + 1), np.int64)
+        np.add.at(votes, (inverse, labels), 1)
+        stratum = votes.argmax(axis=1)
+        part = np.zeros(len(groups), np.int64)
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
+        edges = np.cumsum(fractions)
+        for cls in range(votes.shape[1]):
+            members = rng.permutation(np.flatnonzero(stratum == cls))
+            middles = (np.cumsum(sizes[members]) - sizes[members] / 2) / max(1, sizes[members].sum())
+            part[members] = np.minimum(np.searchsorted(edges, middles, side="right"), len(fractions) - 1)
+        return part[inverse]
+
+    def split_by_group(self, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> dict[str, ImageDataset]:
+        """`splits` as data sets: {"train": …, "val": …, "test": …}. An empty part is an error."""
+        part = self.splits(seed, fractions)
+        result = {}
+        for i, name in enumerate(SPLITS[: len(fractions)]):
+            if not (part == i).any():
+                raise DatasetError(
+                    f"{self.name} has too few groups ({len(np.unique(self.groups))}) for a {name} split of "
+                    f"{fractions[i]:.0%}; use split='all' or bring more data"
+                )
+            result[name] = self.subset(part == i, name)
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """How a named data set is found and read.
+
+    Attributes:
+        loader: "module:function", called as `loader(root, image_size=…, channels=…, seed=…, **options)`; it returns
+            every image, unsplit. None: no reader for real files yet.
+        folder: the data set's usual folder name, looked for below `MASKAUG_DATA`.
+        stand_in: the kind of synthetic image that stands in for it.
+        options: the loader's own keywords.
+    """
+
+    loader: str | None
+    folder: str
+    stand_in: str
+    options: frozenset[str] = frozenset()
+
+
+_REGISTRY: dict[str, DatasetSpec] = {
+    "synthetic": DatasetSpec(None, "", "radiograph", frozenset({"kind", "difficulty", "n"})),
+    "busi": DatasetSpec(
+        "maskaug.envs.busi:load_busi", "Dataset_BUSI_with_GT", "ultrasound", frozenset({"variant", "task", "classes"})
+    ),
+    "mura": DatasetSpec(None, "MURA-v1.1", "radiograph"),
+    "hip_fracture": DatasetSpec(None, "", "radiograph"),
+    "lgg": DatasetSpec(None, "kaggle_3m", "mr"),
+    "medmnist": DatasetSpec(None, "", "radiograph"),
+    "manifest": DatasetSpec(None, "", "radiograph"),
+}
+
+
+def register_dataset(name: str, spec: DatasetSpec) -> None:
+    """Make `spec` known as `name`, for `load_dataset` and the environments' `dataset` keyword."""
+    if name in _REGISTRY:
+        raise ConfigurationError(f"a data set named {name!r} is registered already; choose another name")
+    _REGISTRY[name] = spec
+
+
+def find_root(name: str, root: str | os.PathLike[str] | None) -> Path | None:
+    """The folder of data set `name`: the `root` that was given, else `MASKAUG_DATA/<its usual folder>`, else None."""
+    spec = _spec(name)
+    if root is not None:
+        path = Path(root).expanduser()
+        if spec.loader is None:
+            raise DatasetError(
+                f"root={str(path)!r} was given, but this version has no reader for {name!r} yet; leave root out to "
+                "play on its synthetic stand-in, or pass dataset=ImageDataset(...)"
+            )
+        if not path.is_dir():
+            raise DatasetError(f"root={str(path)!r} is not a folder; expected the {spec.folder!r} folder of {name!r}")
+        return path
+    base = os.environ.get("MASKAUG_DATA")
+    if base and spec.loader is not None and spec.folder:
+        path = Path(base).expanduser() / spec.folder
+        return path if path.is_dir() else None
+    return None
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    image_size: int = 64,
+    channels: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> ImageDataset:
+    """One split of a named data set, or of its synthetic stand-in.
+
+    Args:
+        name: a registered data set: "synthetic", "busi", "mura", …
+        root: its folder. Without one, `MASKAUG_DATA` is looked through; if that has none either, the stand-in is used
+            with a `UserWarning` and the result's `source` is "synthetic".
+        split: "train", "val", "test" (70/15/15 by group), or "all".
+        image_size: height and width in pixels.
+        channels: 1 (grey) or 3 (grey, repeated).
+        seed: of the split, of synthetic images, and of random crops.
+        **options: the data set's own (`kind`, `difficulty`, `n` for synthetic; `variant`, `task`, `classes` for busi).
+
+    Raises:
+        DatasetError: the folder is not what was expected.
+        ConfigurationError: an unknown name, split or option.
+    """
+    spec = _spec(name)
+    if split not in (*SPLITS, "all"):
+        raise ConfigurationError(f"split={split!r} is unknown; use one of {(*SPLITS, 'all')}")
+    if channels not in (1, 3):
+        raise ConfigurationError(f"channels={channels!r} is not supported; use 1 (grey) or 3 (grey, repeated)")
+    if not isinstance(image_size, int) or image_size < 36:
+        raise ConfigurationError(f"image_size={image_size!r} is too small; use an integer of at least 36")
+    unknown = set(options) - spec.options
+    if unknown:
+        raise ConfigurationError(
+            f"unknown option {', '.join(sorted(unknown))} for the data set {name!r}; it knows "
+            f"{', '.join(sorted(spec.options)) or 'no options'}"
+        )
+    path = None if name == "synthetic" and root is None else find_root(name, root)
+    if path is None and name != "synthetic":
+        if options:
+            raise DatasetError(
+                f"{', '.join(sorted(options))} chooses among the real images of {name!r}, and none were found; give "
+                f"root=FOLDER, or set MASKAUG_DATA to the folder that holds {spec.folder!r}"
+            )
+        warnings.warn(
+            f"no real data for {name!r} (no root, none in MASKAUG_DATA): playing on synthetic {spec.stand_in} images, "
+            "whose results say nothing about the real data",
+            UserWarning,
+            stacklevel=2,
+        )
+    key = (name, None if path is None else str(path.resolve()), image_size, channels, seed)
+    parts = _load_parts(key, tuple(sorted(options.items())))
+    if split == "all":
+        return parts
+    return parts.split_by_group(seed)[split]
+
+
+@functools.lru_cache(maxsize=4)
+def _load_parts(
+    key: tuple[str, str | None, int, int, int], options: tuple[tuple[str, Any], ...]
+) -> ImageDataset:
+    # A training and an evaluation environment ask for two splits of the same images: read or draw them once.
+    name, root, image_size, channels, seed = key
+    spec = _spec(name)
+    if root is None:
+        from maskaug.envs.synthetic import make_synthetic
+
+        keywords = {"kind": spec.stand_in, **dict(options)}
+        return make_synthetic(image_size=image_size, channels=channels, seed=seed, **keywords)
+    assert spec.loader is not None
+    module, function = spec.loader.split(":")
+    loader: Callable[..., ImageDataset] = getattr(importlib.import_module(module), function)
+    return loader(Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
+
+
+def _spec(name: str) -> DatasetSpec:
+    if name not in _REGISTRY:
+        raise ConfigurationError(f"unknown data set {name!r}; known are {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name]

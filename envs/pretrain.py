@@ -1,0 +1,177 @@
+"""Training a classifier on an `ImageDataset`: the judge before the game, and the classifier after it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.errors import ConfigurationError
+
+#: (images (N, C, H, W) float, indices (N,) int64) → another view of the images, of the same shape.
+View = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSettings:
+    """How a classifier is trained. Every arm of a comparison gets the same.
+
+    Attributes:
+        updates: optimiser steps.
+        batch_size: images a step.
+        lr: peak learning rate of AdamW, one-cycle cosine with 10 % warm-up.
+        weight_decay: of AdamW.
+        shift: largest random translation, as a share of the image side; 0 switches it off.
+        flip: random left-right mirroring.
+        checks: how often the validation split is looked at, evenly spaced; the best weights are kept. 0: the last.
+        seed: of the initial order and the augmentation.
+    """
+
+    updates: int = 600
+    batch_size: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    shift: float = 0.06
+    flip: bool = True
+    checks: int = 10
+    seed: int = 0
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(…) uint8 → float32 in [0, 1], the scale that every network here expects."""
+    return images.float().div_(255)
+
+
+def fit_classifier(
+    model: nn.Module,
+    train: ImageDataset,
+    val: ImageDataset | None,
+    settings: FitSettings,
+    *,
+    view: View | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """Train `model` in place with cross-entropy on `train`; keep the weights that did best on `val`.
+
+    Args:
+        model: images (N, C, H, W) float in [0, 1] → logits (N, classes).
+        train: needs labels.
+        val: used to choose among `settings.checks` moments; None keeps the last weights.
+        settings: see `FitSettings`.
+        view: a second view that is trained on beside the clean image with equal weight (APGA's aiding view). It sees
+            the images before augmentation; flips and shifts then hit both alike.
+        device: where to train.
+        progress: called after every step with its number and {"loss": …}.
+
+    Returns:
+        {"accuracy", "auroc", "loss", "update"} of the kept weights on `val`, or {"loss"} of the last step without one.
+    """
+    if train.labels is None:
+        raise ConfigurationError(f"{train.name} has no labels, and a classifier needs them")
+    generator = torch.Generator().manual_seed(settings.seed)
+    images = torch.as_tensor(np.ascontiguousarray(train.images))
+    labels = torch.as_tensor(train.labels)
+    model.to(device).train()
+    optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    warm = max(1, settings.updates // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda i: min((i + 1) / warm, 0.5 * (1 + float(np.cos(np.pi * min(1.0, i / settings.updates))))),
+    )
+    every = settings.updates // settings.checks if val is not None and settings.checks else 0
+    best: dict[str, float] = {}
+    kept: dict[str, Tensor] | None = None
+    order = torch.empty(0, dtype=torch.int64)
+    loss = torch.zeros(())
+    for step in range(settings.updates):
+        while len(order) < settings.batch_size:
+            order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+        index, order = order[: settings.batch_size], order[settings.batch_size :]
+        x, y = to_float(images[index].to(device)), labels[index].to(device)
+        if view is not None:
+            x = torch.cat([x, view(x, index)])
+            y = torch.cat([y, y])
+        x = _augment(x, len(index), settings, generator)
+        loss = functional.cross_entropy(model(x), y)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        if progress is not None:
+            progress(step + 1, {"loss": float(loss.detach())})
+        if every and val is not None and (step + 1) % every == 0:
+            scores = evaluate_classifier(model, val, device=device)
+            model.train()
+            if not best or scores["loss"] < best["loss"]:
+                best = {**scores, "update": float(step + 1)}
+                kept = copy.deepcopy(model.state_dict())
+    if kept is not None:
+        model.load_state_dict(kept)
+    model.eval()
+    return best or {"loss": float(loss.detach())}
+
+
+def _augment(x: Tensor, n: int, settings: FitSettings, generator: torch.Generator) -> Tensor:
+    # The same flips and shifts for the clean images and their second views: row i and row n + i are one image.
+    side = x.shape[-1]
+    most = round(settings.shift * side)
+    repeats = len(x) // n
+    if settings.flip:
+        flip = (torch.rand(n, generator=generator) < 0.5).repeat(repeats).to(x.device)
+        x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+    if most:
+        shifts = torch.randint(-most, most + 1, (2, n), generator=generator).repeat(1, repeats).to(x.device)
+        rows = (torch.arange(x.shape[2], device=x.device) + shifts[0][:, None]).clamp(0, x.shape[2] - 1)
+        cols = (torch.arange(side, device=x.device) + shifts[1][:, None]).clamp(0, side - 1)
+        batch = torch.arange(len(x), device=x.device)[:, None, None]
+        x = x.transpose(0, 1)[:, batch, rows[:, :, None], cols[:, None, :]].transpose(0, 1)
+    return x
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, images: npt.NDArray[np.uint8], *, device: str | torch.device = "cpu", batch_size: int = 64
+) -> Tensor:
+    """(N, C, H, W) uint8 → logits (N, classes) on the CPU, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    parts = [
+        model(to_float(torch.as_tensor(np.ascontiguousarray(images[i : i + batch_size])).to(device))).cpu()
+        for i in range(0, len(images), batch_size)
+    ]
+    model.train(was_training)
+    return torch.cat(parts)
+
+
+def evaluate_classifier(
+    model: nn.Module, dataset: ImageDataset, *, device: str | torch.device = "cpu"
+) -> dict[str, float]:
+    """{"accuracy", "auroc", "loss"} on `dataset`. AUROC is macro one-against-rest with more than two classes.
+
+    AUROC is NaN where a class is missing.
+    """
+    assert dataset.labels is not None
+    logits = predict_logits(model, dataset.images, device=device)
+    labels = torch.as_tensor(dataset.labels)
+    probabilities = logits.softmax(1).double().numpy()
+    classes = len(dataset.class_names)
+    auroc = float("nan")
+    if len(np.unique(dataset.labels)) == classes:
+        if classes == 2:
+            auroc = float(roc_auc_score(dataset.labels, probabilities[:, 1]))
+        else:
+            auroc = float(roc_auc_score(dataset.labels, probabilities, multi_class="ovr"))
+    return {
+        "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "auroc": auroc,
+        "loss": float(functional.cross_entropy(logits, labels)),
+    }
