@@ -190,6 +190,11 @@ def register_dataset(name: str, spec: DatasetSpec) -> None:
     _REGISTRY[name] = spec
 
 
+def dataset_options(name: str) -> frozenset[str]:
+    """The keywords that only data set `name` knows."""
+    return _spec(name).options
+
+
 def find_root(name: str, root: str | os.PathLike[str] | None) -> Path | None:
     """The folder of data set `name`: the `root` that was given, else `MASKAUG_DATA/<its usual folder>`, else None."""
     spec = _spec(name)
@@ -270,9 +275,7 @@ def load_dataset(
 
 
 @functools.lru_cache(maxsize=4)
-def _load_parts(
-    key: tuple[str, str | None, int, int, int], options: tuple[tuple[str, Any], ...]
-) -> ImageDataset:
+def _load_parts(key: tuple[str, str | None, int, int, int], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
     # A training and an evaluation environment ask for two splits of the same images: read or draw them once.
     name, root, image_size, channels, seed = key
     spec = _spec(name)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.networks import to_float
 
 #: (images (N, C, H, W) float, indices (N,) int64) → another view of the images, of the same shape.
 View = Callable[[Tensor, Tensor], Tensor]
@@ -43,11 +44,6 @@ class FitSettings:
     flip: bool = True
     checks: int = 10
     seed: int = 0
-
-
-def to_float(images: Tensor) -> Tensor:
-    """(…) uint8 → float32 in [0, 1], the scale that every network here expects."""
-    return images.float().div_(255)
 
 
 def fit_classifier(

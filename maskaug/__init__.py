@@ -1,5 +1,28 @@
-"""MaskAug: masking of medical images as reinforcement learning."""
+"""MaskAug: masking of medical images as reinforcement learning.
+
+Importing it registers every environment id with Gymnasium and loads nothing heavy: torch comes with the first
+environment, agent or masker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from maskaug._version import __version__
+from maskaug.envs.registration import register_envs
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from maskaug.agents.masker import load_masker
+
+__all__ = ["__version__", "load_masker", "register_envs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_masker":
+        from maskaug.agents.masker import load_masker
+
+        return load_masker
+    raise AttributeError(f"module 'maskaug' has no attribute {name!r}")
+
+
+register_envs()

@@ -1,0 +1,259 @@
+"""What the agents share: Stable-Baselines3's method names, reading observations, saving, exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
+from maskaug.envs.environment import MaskEnv, MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.game import resolve_device
+from maskaug.envs.masking import top_cells
+from maskaug.envs.networks import to_float
+
+#: called after every update with the agent and its metrics; returning False ends the training.
+Callback = Callable[["MaskAgent", Mapping[str, float]], bool | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSpec:
+    """What a masker needs to know of the game it was trained on.
+
+    Attributes:
+        image_shape: (C, H, W).
+        grid: g.
+        cells: how many cells a mask has.
+    """
+
+    image_shape: tuple[int, int, int]
+    grid: int
+    cells: int
+
+
+class MaskAgent(ABC):
+    """An agent whose network scores the g×g cells and whose masks are sets of cells.
+
+    Args:
+        env: a `MaskVectorEnv` or `MaskEnv` with action="grid", wrapped or not; or a `GridSpec`, for an agent that
+            only predicts.
+        seed: of the first weights, of the agent's draws, and of the environment's first reset.
+        device: "auto", "cpu", "cuda", …: where the policy lives.
+    """
+
+    #: the settings' dataclass of each agent.
+    Settings: ClassVar[type[Any]]
+
+    def __init__(
+        self, env: gym.Env[Any, Any] | MaskVectorEnv | GridSpec, settings: Any, seed: int, device: str | torch.device
+    ) -> None:
+        self.env: MaskVectorEnv | None = None
+        if isinstance(env, GridSpec):
+            self.spec = env
+        else:
+            self.env, self.spec = _attach(env)
+        self.settings = settings
+        self.seed = seed
+        self.device = resolve_device(device)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.num_timesteps = 0
+        self.updates = 0
+        self._reset_done = False
+        self.policy: nn.Module = self._make_policy().to(self.device)
+
+    # ---- to be written by each agent -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _make_policy(self) -> nn.Module:
+        """The network, with weights drawn from `self.seed`."""
+
+    @abstractmethod
+    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8]) -> tuple[Any, dict[str, float]]:
+        """Play and learn once; returns the next observation and the metrics."""
+
+    @abstractmethod
+    def _sample(self, scores: Tensor) -> Tensor:
+        """Scores (N, g, g) → cells (N, g, g) bool, drawn as in training."""
+
+    @abstractmethod
+    def _learning_state(self) -> dict[str, Any]:
+        """What learning changes beside the policy's weights (optimiser, baselines)."""
+
+    @abstractmethod
+    def _load_learning_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `_learning_state` gave."""
+
+    # ---- learning ------------------------------------------------------------------------------------------------
+
+    def learn(self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False) -> Self:
+        """Play and learn until `num_timesteps` has grown by at least `total_timesteps`.
+
+        Args:
+            total_timesteps: masks to be judged; every judge call counts, all slots and tries.
+            callback: called after every update with the agent and its metrics; returning False ends the training.
+            progress_bar: show one.
+        """
+        if self.env is None:
+            raise ConfigurationError("this agent was loaded without an environment; load it with env=… to train it")
+        if total_timesteps < 1:
+            raise ConfigurationError(f"total_timesteps={total_timesteps} must be at least 1")
+        self._check_env(self.env)
+        if not self._reset_done:
+            self.env.reset(seed=self.seed)
+            self._reset_done = True
+        observation = self.env.game.observe()
+        goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
+        with tqdm(total=total_timesteps, disable=not progress_bar, unit="mask", leave=False) as bar:
+            while self.num_timesteps < goal:
+                before = self.num_timesteps
+                self.policy.train()
+                observation, metrics = self._update(self.env, observation)
+                self.updates += 1
+                bar.update(self.num_timesteps - before)
+                if callback is not None:
+                    metrics["time/fps"] = (self.num_timesteps - start) / (time.perf_counter() - began)
+                    if callback(self, metrics) is False:
+                        break
+        self.policy.eval()
+        return self
+
+    def _check_env(self, env: MaskVectorEnv) -> None:
+        """Refuse an environment that this agent cannot learn on, before anything starts."""
+
+    # ---- using ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def scores(self, observation: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.float32]:
+        """The ranking of the cells: (C, H, W) or (N, C, H, W) uint8 → (N, g, g) float32, higher = rather selected."""
+        self.policy.eval()
+        result: npt.NDArray[np.float32] = self._scores(self._images(observation)).float().cpu().numpy()
+        return result
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: npt.NDArray[np.uint8] | Tensor,
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[np.int8], tuple[npt.NDArray[Any], ...] | None]:
+        """Actions for one image (C, H, W) → (g·g,), or a batch (N, C, H, W) → (N, g·g); int8, 1 = selected.
+
+        `state` is handed back and `episode_start` is not looked at: they are there for Stable-Baselines3's
+        `evaluate_policy`, and no agent here has a memory. `deterministic`: the top cells instead of a draw.
+        """
+        self.policy.eval()
+        scores = self._scores(self._images(observation))
+        cells = top_cells(scores, self.spec.cells) if deterministic else self._sample(scores)
+        actions: npt.NDArray[np.int8] = cells.flatten(1).to(torch.int8).cpu().numpy()
+        return (actions[0] if observation.ndim == 3 else actions), state
+
+    def _scores(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.policy(to_float(images))
+        return scores
+
+    def _images(self, observation: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        images = torch.as_tensor(observation)
+        images = images[None] if images.ndim == 3 else images
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.spec.image_shape:
+            raise ConfigurationError(
+                f"this agent was trained on uint8 images of shape {self.spec.image_shape}, got {images.dtype} of "
+                f"shape {tuple(images.shape)}; resize them, and do not scale them to [0, 1]"
+            )
+        return images.to(self.device)
+
+    # ---- keeping -------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """The policy's weights and settings in one safetensors file; `load` and `maskaug.load_masker` read it."""
+        write_state(path, {"about": self._about(), "policy": dict(self.policy.state_dict())})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> Self:
+        """An agent from the file that `save` wrote; with `env` it can go on learning (with a fresh optimiser)."""
+        state = read_state(path)
+        about = state.get("about", {})
+        if about.get("agent") != cls.__name__:
+            raise CheckpointError(f"{path} holds {about.get('agent', 'no agent')}, not {cls.__name__}")
+        spec = GridSpec(tuple(about["image_shape"]), about["grid"], about["cells"])
+        agent = cls(spec if env is None else env, seed=about["seed"], device=device, **about["settings"])  # type: ignore[call-arg]
+        if agent.spec != spec:
+            raise CheckpointError(f"{path} was trained on {spec}, but the environment has {agent.spec}")
+        agent.policy.load_state_dict(state["policy"])
+        agent.policy.eval()
+        return agent
+
+    def save_checkpoint(self, path: str | os.PathLike[str], **extra: Any) -> None:
+        """Everything that learning changes, the environment's game included, for `load_checkpoint`."""
+        if self.env is None:
+            raise ConfigurationError("this agent has no environment, so there is nothing to continue; use save()")
+        write_state(
+            path,
+            {
+                "about": self._about(),
+                "policy": dict(self.policy.state_dict()),
+                "learning": self._learning_state(),
+                "generator": self.generator.get_state(),
+                "num_timesteps": self.num_timesteps,
+                "updates": self.updates,
+                "game": self.env.game.state(),
+                "extra": extra,
+            },
+        )
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Continue where `save_checkpoint` was called: to the bit on the CPU. Returns what was kept as `extra`.
+
+        The agent and its environment must have been made with the same arguments.
+        """
+        state = read_state(path)
+        if self.env is None or state.get("about") != self._about():
+            raise CheckpointError(
+                f"{path} belongs to a run with other settings: {state.get('about')}, not {self._about()}"
+            )
+        self.env.game.load_state(state["game"])
+        self.policy.load_state_dict(state["policy"])
+        self._load_learning_state(state["learning"])
+        self.generator.set_state(state["generator"])
+        self.num_timesteps, self.updates = state["num_timesteps"], state["updates"]
+        self._reset_done = True
+        extra: dict[str, Any] = state["extra"]
+        return extra
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "agent": type(self).__name__,
+            "settings": dataclasses.asdict(self.settings),
+            "seed": self.seed,
+            "image_shape": list(self.spec.image_shape),
+            "grid": self.spec.grid,
+            "cells": self.spec.cells,
+        }
+
+
+def _attach(env: Any) -> tuple[MaskVectorEnv, GridSpec]:
+    inner = env.unwrapped if hasattr(env, "unwrapped") else env
+    if isinstance(inner, MaskEnv):
+        inner = MaskVectorEnv.over(inner.game)
+    if not isinstance(inner, MaskVectorEnv):
+        raise ConfigurationError(
+            f"this agent learns on MaskAug's own environments, got {type(inner).__name__}; make one with "
+            "gym.make_vec('MaskAug-…-v0', num_envs=N)"
+        )
+    rule = inner.game.rule
+    if rule.kind != "grid":
+        raise ConfigurationError(
+            f"this agent chooses sets of cells; make the environment with action='grid', not {rule.kind!r}"
+        )
+    return inner, GridSpec(inner.game.dataset.shape, rule.grid, rule.cells)

@@ -1,0 +1,229 @@
+"""APGA: adversarial policy gradient augmentation (Zhang et al., arXiv 1909.04108, MICCAI 2019).
+
+The paper's loop, step by step, and where it stands here:
+
+    0  pre-train the classifier f on clean images            `maskaug pretrain`, or skip it: the game can be joint
+    1  one step of f on clean images                          the environment, joint=True (`ClassifierReward.update`)
+    2  action a from the segmentation network P               `_reinforce`, `_published`
+    3  reward R = CE(f(x with a erased)) − CE(f(x))           the environment (`ClassifierReward.score`)
+    4  policy step on BCE(P, a)·(R − b) + price               `_reinforce`, `_published`
+    5  one step of f on the aiding view, all but a erased     the environment, joint=True
+
+`loss="reinforce"`, the default, is the estimator that works. What differs from the paper, and why:
+
+* The action is drawn, not thresholded: k of the g×g cells without replacement (Plackett-Luce). The paper's threshold of
+  0.5 has no probability, hence no policy gradient and no exploration.
+* The log-probability is exact, that of the drawn order; BCE(P, a) is minus a log-probability only for Bernoulli draws.
+* Reward and advantage per image instead of one scalar per batch.
+* The baseline of a draw is the mean reward of the other S − 1 draws of the same image (leave-one-out, no bias), or of the
+  rest of the batch when S = 1, instead of a moving average.
+* The area is k cells by construction, so no price is needed and a mask cannot collapse to all or nothing.
+* One pass of the policy serves all S draws.
+
+`loss="published"` is the paper's: a = 1[P > 0.5]; one reward for the batch; a moving baseline b with decay 0.5; the loss
+100·BCE(P, a)·(R − b) + |R − b|·(0.1·BCE(P, 0) + 0.01·BCE(P, 1)), with the weights of the authors' code. It deviates from the
+code where that is plainly wrong: b is used before it is updated, and starts at 0 (the code's first step has no gradient
+and all its advantages are halved); both losses of a reward come from the same weights in evaluation mode; masks are
+predicted in one batch. It deviates from the paper in its price, for which the paper has λ·BCE(P, 0) and the code the two
+terms above; and in its networks and size: here both losses train the same small network on g×g cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskaug.agents import plackett_luce
+from maskaug.agents.agent import GridSpec, MaskAgent
+from maskaug.agents.networks import GridPolicy
+from maskaug.envs.environment import MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.networks import seeded_weights, to_float
+
+LOSSES = ("reinforce", "published")
+
+
+@dataclasses.dataclass(frozen=True)
+class APGASettings:
+    """How APGA learns.
+
+    Attributes:
+        loss: "reinforce" or "published"; see the module's text.
+        learning_rate: of Adam.
+        entropy: weight of the entropy of the first drawn cell, which keeps the policy from settling early
+            ("reinforce" only).
+        normalise: divide a batch's advantages by their root mean square ("reinforce" only).
+        max_grad_norm: gradients are clipped to this norm.
+        width: channels of the policy's first stage, a multiple of 8.
+        loss_scale: the published loss's factor on its first term (100 in the authors' code).
+        penalty_none: the published price of claiming pixels, weight of |A|·BCE(P, 0).
+        penalty_all: the published price of claiming none, weight of |A|·BCE(P, 1).
+        baseline_decay: of the published moving baseline.
+    """
+
+    loss: str = "reinforce"
+    learning_rate: float = 2e-3
+    entropy: float = 0.01
+    normalise: bool = True
+    max_grad_norm: float = 1.0
+    width: int = 16
+    loss_scale: float = 100.0
+    penalty_none: float = 0.1
+    penalty_all: float = 0.01
+    baseline_decay: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigurationError(f"loss={self.loss!r} is unknown; use one of {LOSSES}")
+        if not 0 < self.learning_rate < float("inf") or not 0 < self.max_grad_norm:
+            raise ConfigurationError("learning_rate and max_grad_norm must be above 0")
+        if self.width < 8 or self.width % 8:
+            raise ConfigurationError(f"width={self.width} must be a multiple of 8 (GroupNorm has 8 groups)")
+        if not 0 <= self.baseline_decay < 1:
+            raise ConfigurationError(f"baseline_decay={self.baseline_decay} must be at least 0 and below 1")
+
+
+class APGA(MaskAgent):
+    """A policy-gradient masker; see the module's text for the paper beside it.
+
+    Args:
+        env: a vector environment with action="grid" (or one environment, or a `GridSpec` to predict only). Its
+            `repeat` is S, its `num_envs` the batch of images.
+        seed: of first weights, draws, and the environment's first reset.
+        device: where the policy lives.
+        **settings: `APGASettings`' fields.
+    """
+
+    Settings: ClassVar[type[Any]] = APGASettings
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any] | MaskVectorEnv | GridSpec,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        **settings: Any,
+    ) -> None:
+        known = {field.name for field in dataclasses.fields(APGASettings)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ConfigurationError(f"unknown setting {', '.join(unknown)}; APGA knows {', '.join(sorted(known))}")
+        super().__init__(env, APGASettings(**settings), seed, device)
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate)
+        self._baseline = 0.0
+
+    def _make_policy(self) -> nn.Module:
+        with seeded_weights(self.seed):
+            return GridPolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width)
+
+    def _check_env(self, env: MaskVectorEnv) -> None:
+        tries = env.game.repeat
+        if self.settings.loss == "published" and tries != 1:
+            raise ConfigurationError(
+                f"loss='published' has one mask for an image, so {tries} tries would be {tries} times the same; make "
+                "the environment with repeat=1"
+            )
+        if self.settings.loss == "reinforce" and tries == 1 and env.num_envs == 1:
+            raise ConfigurationError(
+                "one try of one image has nothing to be compared with; make the environment with repeat=4, or with "
+                "num_envs > 1"
+            )
+
+    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8]) -> tuple[Any, dict[str, float]]:
+        images = to_float(torch.from_numpy(observation).to(self.device))
+        scores = self.policy(images)
+        loss, observation, metrics = (self._published if self.settings.loss == "published" else self._reinforce)(
+            env, scores
+        )
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
+        self.optimiser.step()
+        metrics["train/loss"] = float(loss.detach())
+        if not np.isnan(env.game.judge_loss):
+            metrics["train/judge_loss"] = env.game.judge_loss
+        return observation, metrics
+
+    def _play(self, env: MaskVectorEnv, cells: Tensor) -> tuple[Any, npt.NDArray[np.float32], Mapping[str, Any]]:
+        actions = cells.flatten(1).to(torch.int8).cpu().numpy()
+        observation, reward, _, _, info = env.step(actions)
+        self.num_timesteps += env.num_envs
+        return observation, reward, info["final_info"]
+
+    def _reinforce(self, env: MaskVectorEnv, scores: Tensor) -> tuple[Tensor, Any, dict[str, float]]:
+        k, tries = self.spec.cells, env.game.repeat
+        logits = scores.flatten(1)
+        orders = plackett_luce.sample(logits, tries, self.generator)
+        cells = plackett_luce.to_cells(orders, k, self.spec.grid)
+        rewards = []
+        for one_try in cells:
+            observation, reward, _ = self._play(env, one_try)
+            rewards.append(reward)
+        reward_table = torch.from_numpy(np.stack(rewards)).to(self.device)
+        advantage = leave_one_out(reward_table)
+        if self.settings.normalise:
+            advantage = advantage / advantage.square().mean().sqrt().clamp(min=1e-8)
+        log_prob = plackett_luce.log_prob(logits, orders, k)
+        log_p = logits.log_softmax(1)
+        entropy = -(log_p.exp() * log_p).sum(1).mean()
+        loss = -(advantage * log_prob).mean() / k - self.settings.entropy * entropy
+        metrics = {
+            "rollout/ep_rew_mean": float(reward_table.mean()),
+            "rollout/area": k / self.spec.grid**2,
+            "train/entropy": float(entropy.detach()),
+            "train/advantage_rms": float(leave_one_out(reward_table).square().mean().sqrt()),
+        }
+        return loss, observation, metrics
+
+    def _published(self, env: MaskVectorEnv, scores: Tensor) -> tuple[Tensor, Any, dict[str, float]]:
+        settings = self.settings
+        action = scores.detach() > 0  # sigmoid(score) > 0.5
+        observation, _, final = self._play(env, action)
+        # The paper's reward knows no price of the area: the objective's gain, averaged over the batch.
+        reward = float(final["gain"].mean())
+        advantage = reward - self._baseline
+        self._baseline = settings.baseline_decay * self._baseline + (1 - settings.baseline_decay) * reward
+        bce = functional.binary_cross_entropy_with_logits
+        price = settings.penalty_none * bce(scores, torch.zeros_like(scores)) + settings.penalty_all * bce(
+            scores, torch.ones_like(scores)
+        )
+        loss = settings.loss_scale * bce(scores, action.float()) * advantage + abs(advantage) * price
+        metrics = {
+            "rollout/ep_rew_mean": reward,
+            "rollout/area": float(action.float().mean()),
+            "train/baseline": self._baseline,
+        }
+        return loss, observation, metrics
+
+    def _sample(self, scores: Tensor) -> Tensor:
+        if self.settings.loss == "published":
+            return scores > 0
+        orders = plackett_luce.sample(scores.flatten(1), 1, self.generator)
+        return plackett_luce.to_cells(orders[0], self.spec.cells, self.spec.grid)
+
+    def _learning_state(self) -> dict[str, Any]:
+        return {"optimiser": self.optimiser.state_dict(), "baseline": self._baseline}
+
+    def _load_learning_state(self, state: Mapping[str, Any]) -> None:
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._baseline = state["baseline"]
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Advantages over the mean of the others: (S, N) → (S, N). With S = 1 the others are the rest of the batch.
+
+    >>> leave_one_out(torch.tensor([[1.0], [2.0], [6.0]]))[:, 0]
+    tensor([-3.0000, -1.5000,  4.5000])
+    """
+    axis = 0 if rewards.shape[0] > 1 else 1
+    count = rewards.shape[axis]
+    others = (rewards.sum(axis, keepdim=True) - rewards) / (count - 1)
+    return rewards - others

@@ -1,0 +1,37 @@
+"""The agents' networks: images (N, C, H, W) float in [0, 1] → one score per cell (N, g, g)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskaug.envs.networks import ConvTrunk
+
+
+class GridPolicy(nn.Module):
+    """Fully convolutional scores over a g×g grid: the judge's trunk, a 1×1 convolution, and a resize to the grid.
+
+    Fully convolutional on purpose: one set of weights looks at every place, so what a lesion looks like is learnt once
+    and not once per cell; and a policy that cannot know where a cell lies cannot learn mere position.
+
+    Args:
+        in_channels: C of the images.
+        grid: g.
+        width: channels of the first stage, a multiple of 8.
+    """
+
+    def __init__(self, in_channels: int, grid: int, width: int = 16) -> None:
+        super().__init__()
+        self.grid = grid
+        self.trunk = ConvTrunk(in_channels, width)
+        self.head = nn.Conv2d(self.trunk.out_channels, 1, 1)
+        # Every mask equally likely at first.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [0, 1] → (N, g, g)."""
+        maps: Tensor = self.head(self.trunk(images))
+        if maps.shape[-2:] != (self.grid, self.grid):
+            maps = functional.adaptive_avg_pool2d(maps, self.grid)
+        return maps[:, 0]

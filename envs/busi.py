@@ -1,0 +1,338 @@
+"""BUSI, breast ultrasound: the folder `Dataset_BUSI_with_GT` → `ImageDataset`.
+
+Al-Dhabyani, Gomaa, Khaled, Fahmy, "Dataset of breast ultrasound images", Data in Brief 28:104863, 2020. CC BY 4.0.
+780 pictures of many sizes, no patient numbers, and many of them more than once, some under two labels: pictures that
+show the same are found here and share a group, so that a split by group has no picture on both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from maskaug.envs.cache import Progress, cached_array
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.images import read_grey, read_mask, resize, resize_mask
+
+CLASSES = ("benign", "malignant", "normal")
+FOLDER = "Dataset_BUSI_with_GT"
+LICENCE = "CC BY 4.0"
+CITATION = (
+    "W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy. Dataset of breast ultrasound images. Data in Brief 28:104863, 2020."
+)
+
+#: Two pictures show the same if their standardised 32 × 32 thumbnails correlate more than the first, or the thumbnails'
+#: fine detail more than the second, or that detail, best shifted by up to `_SHIFT` pixels, more than the third. Chosen by
+#: looking at the real pairs: those just above are one lesion seen twice, those just below include two different ones.
+SAME = (0.945, 0.56, 0.63)
+_THUMBNAIL = 32
+_SHIFT = 4
+
+_TREE = f"""expected
+  {FOLDER}/benign/benign (1).png, benign (1)_mask.png, …
+  {FOLDER}/malignant/malignant (1).png, malignant (1)_mask.png, …
+  {FOLDER}/normal/normal (1).png, …"""
+_FILE = re.compile(r"(benign|malignant|normal) \((\d+)\)(_mask(?:_\d+)?)?\.png", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    label: int
+    number: int
+    name: str
+    image: Path
+    masks: tuple[Path, ...]
+
+
+def load_busi(
+    root: Path,
+    *,
+    image_size: int,
+    channels: int,
+    seed: int,
+    variant: str = "clean",
+    task: str = "diagnosis",
+    classes: int | str | None = None,
+) -> ImageDataset:
+    """All images of the BUSI folder, unsplit, decoded once into the cache.
+
+    Args:
+        root: `Dataset_BUSI_with_GT` or the folder that holds it. A part of the set will do.
+        image_size: S, height and width in pixels; whole pictures are squeezed to a square.
+        channels: 1, or 3 with the grey values repeated.
+        seed: of the crops; whole pictures do not depend on it.
+        variant: "clean" keeps the first picture of each group of near-duplicates and none of the groups that carry two
+            labels; "raw" keeps everything.
+        task: "diagnosis" has the whole pictures with their class. "presence" has square crops with ("present") and
+            without ("absent") a lesion, cut at random places, so that no fixed mask can know where the lesion is.
+        classes: of "diagnosis": 3 for benign, malignant, normal (default); 2 for benign, malignant alone.
+
+    Returns:
+        images (N, channels, S, S) uint8, read-only; regions (N, S, S), the lesions; groups of near-duplicates, numbered
+        by the position of their first picture in class and number order.
+
+    Raises:
+        DatasetError: the folder is not laid out like BUSI, too little is left of it, or a mask is missing, empty or of
+            another size than its image.
+        ImageError: a file cannot be read.
+        ConfigurationError: an unknown option.
+    """
+    names = _class_names(variant, task, classes)
+    folder, items = _scan(Path(root), names)
+    crops = task == "presence"
+    parameters: dict[str, Any] = {"task": task, "size": image_size, "same": list(SAME)}
+    if crops:
+        parameters |= {"seed": seed, "crops": dataclasses.asdict(GEOMETRY)}
+    cached = cached_array(
+        "busi",
+        root=folder,
+        sources=[path for item in items for path in (item.image, *item.masks)],
+        parameters=parameters,
+        build=lambda progress: _build(items, image_size, seed if crops else None, progress),
+    )
+    details = cached.details
+    n = len(cached.array)
+    images = np.broadcast_to(cached.array[:, :1], (n, channels, image_size, image_size))
+    regions = cached.array[:, 1].view(np.bool_)
+    picture = np.array(details["picture"], np.int64)
+    group = np.array(details["group"], np.int64)
+    diagnosis = np.array([item.label for item in items], np.int64)
+    everything = ImageDataset(
+        name="busi-presence" if crops else "busi",
+        images=images,
+        labels=regions.any(axis=(1, 2)).astype(np.int64) if crops else diagnosis,
+        regions=regions,
+        groups=group[picture],
+        class_names=names if crops else CLASSES,
+        names=tuple(details["names"]),
+        source="busi",
+        licence=LICENCE,
+        citation=CITATION,
+    )
+    keep = np.ones(len(items), np.bool_) if variant == "raw" else _first_without_conflict(group, diagnosis)
+    if not crops:
+        keep &= diagnosis < len(names)
+    chosen = everything if keep.all() else everything.subset(keep[picture])
+    return chosen if crops else dataclasses.replace(chosen, class_names=names)
+
+
+def _class_names(variant: str, task: str, classes: int | str | None) -> tuple[str, ...]:
+    if variant not in ("clean", "raw"):
+        raise ConfigurationError(f"variant={variant!r} is unknown; use 'clean' (no duplicates, no conflicts) or 'raw'")
+    if task == "presence":
+        if classes is not None:
+            raise ConfigurationError("classes chooses among diagnoses; leave it out with task='presence'")
+        return ("absent", "present")
+    if task != "diagnosis":
+        raise ConfigurationError(f"task={task!r} is unknown; use 'diagnosis' or 'presence'")
+    if str(classes or 3) not in ("2", "3"):
+        raise ConfigurationError(f"classes={classes!r} is unknown; use 3 (benign, malignant, normal) or 2 (no normals)")
+    return CLASSES[: int(classes or 3)]
+
+
+def _scan(root: Path, names: Sequence[str]) -> tuple[Path, list[_Item]]:
+    if not root.is_dir():
+        raise DatasetError(f"{root} is not a folder; {_TREE}")
+    folder = root
+    if not any((root / name).is_dir() for name in CLASSES) and (root / FOLDER).is_dir():
+        folder = root / FOLDER
+    items = [item for label, name in enumerate(CLASSES) for item in _scan_class(folder / name, name, label)]
+    found = {CLASSES[item.label] for item in items}
+    if not found:
+        raise DatasetError(f"{folder} holds no BUSI images; {_TREE}")
+    if "present" in names:
+        if found == {"normal"}:
+            raise DatasetError(f"{folder} holds normal images alone, and presence needs lesions; {_TREE}")
+    elif len(found & set(names)) < 2:
+        raise DatasetError(f"{folder} holds images of {sorted(found)} alone, but two classes are needed; {_TREE}")
+    return folder, items
+
+
+def _scan_class(folder: Path, name: str, label: int) -> list[_Item]:
+    images: dict[int, Path] = {}
+    masks: dict[int, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        # What operating systems leave behind ("._benign (1).png", Thumbs.db) and anything that is no PNG.
+        if path.name.startswith(".") or path.suffix.lower() != ".png":
+            continue
+        match = _FILE.fullmatch(path.name)
+        if match is None or match[1].lower() != name:
+            raise DatasetError(f"{path} is not named like the images of {name!r}; remove it, or {_TREE}")
+        if match[3]:
+            masks.setdefault(int(match[2]), []).append(path)
+        else:
+            images[int(match[2])] = path
+    for number in sorted(masks.keys() - images.keys()):
+        raise DatasetError(f"{masks[number][0]} is the mask of an image that is missing: {name} ({number}).png")
+    if name != "normal":
+        for number in sorted(images.keys() - masks.keys()):
+            raise DatasetError(f"{images[number]} has no mask; expected {name} ({number})_mask.png beside it")
+    return [
+        _Item(label, number, f"{name} ({number}).png", images[number], tuple(masks.get(number, ())))
+        for number in sorted(images)
+    ]
+
+
+def _read(item: _Item) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    image = read_grey(item.image)
+    region = np.zeros(image.shape, np.bool_)
+    for path in item.masks:
+        mask = read_mask(path)
+        if mask.shape != image.shape:
+            raise DatasetError(f"{path} is {mask.shape} pixels, but its image {image.shape}; are both from one copy?")
+        region |= mask
+    if region.any() != (CLASSES[item.label] != "normal"):
+        what = "outlines nothing, but its image has a lesion" if item.masks else "has no mask"
+        raise DatasetError(f"{item.masks[0]} " + (what if not region.any() else "outlines something in a normal image"))
+    return image, region
+
+
+def _build(
+    items: Sequence[_Item], size: int, crop_seed: int | None, progress: Progress
+) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    planes: list[npt.NDArray[np.uint8]] = []
+    names: list[str] = []
+    picture: list[int] = []
+    thumbnails = np.empty((len(items), _THUMBNAIL, _THUMBNAIL), np.float32)
+    for i, item in enumerate(progress(items)):
+        image, region = _read(item)
+        thumbnails[i] = resize(image.astype(np.float32), _THUMBNAIL)
+        windows = [None] if crop_seed is None else choose_crops(region, _generator(crop_seed, item.name))
+        for window in windows:
+            part, inside, name = image, region, item.name
+            if window is not None:
+                x, y, side = window
+                part, inside = image[y : y + side, x : x + side], region[y : y + side, x : x + side]
+                name = f"{item.name}@{x},{y},{side}"
+            planes.append(np.stack([resize(part, size), resize_mask(inside, size).astype(np.uint8)]))
+            names.append(name)
+            picture.append(i)
+    groups = near_duplicates(thumbnails)
+    return np.stack(planes), {"names": names, "picture": picture, "group": groups.tolist()}
+
+
+def near_duplicates(
+    thumbnails: npt.NDArray[np.float32], same: tuple[float, float, float] = SAME
+) -> npt.NDArray[np.int64]:
+    """(N, h, w) float32 thumbnails → (N,) int64 group numbers: chains of pairs that are alike by one of `SAME`'s rules.
+
+    A group's number is the index of its first member. Contrast and brightness do not matter.
+    """
+    plain, still, shifted = same
+    # Without the broad shading that all ultrasound shares, what is left is the tissue itself.
+    detail = np.stack([t - cv2.GaussianBlur(t, (0, 0), 3) for t in thumbnails])
+    alike = (_correlation(thumbnails, thumbnails) > plain) | (_correlation(detail, detail) > still)
+    h, w = thumbnails.shape[1:]
+    for dy in range(_SHIFT + 1):
+        for dx in range(-_SHIFT, _SHIFT + 1):
+            here = detail[:, dy:, max(0, dx) : w + min(0, dx)]
+            there = detail[:, : h - dy, max(0, -dx) : w + min(0, -dx)]
+            alike |= _correlation(here, there) > shifted
+    group = np.arange(len(thumbnails))
+    for i, j in np.argwhere(np.triu(alike | alike.T, 1)):
+        low, high = sorted((int(group[i]), int(group[j])))
+        group[group == high] = low
+    return group.astype(np.int64)
+
+
+def _correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    flat = [x.reshape(len(x), -1) - x.mean(axis=(1, 2))[:, None] for x in (a, b)]
+    first, second = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6) for x in flat)
+    product: npt.NDArray[np.float32] = first @ second.T
+    return product
+
+
+def _first_without_conflict(group: npt.NDArray[np.int64], label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    keep = group == np.arange(len(group))
+    keep[np.unique(group[label != label[group]])] = False
+    return keep
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng(np.random.SeedSequence([seed, int.from_bytes(digest[:8], "big")]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How crops are cut. Lengths are shares of a picture's shorter side, areas shares of the crop.
+
+    Attributes:
+        lesions: crops with a lesion from each picture that has one.
+        empties: crops without one from each such picture.
+        normals: crops from each normal picture.
+        share: the lesion's area that the crop's side aims at, drawn log-uniformly between these.
+        side: least and greatest side.
+        inside: at least this part of the lesion's area lies inside, or it takes `enough` of the crop.
+        enough: see `inside`.
+        most: the lesion never takes more of the crop than this.
+    """
+
+    lesions: int = 2
+    empties: int = 2
+    normals: int = 1
+    share: tuple[float, float] = (0.05, 0.2)
+    side: tuple[float, float] = (0.25, 0.6)
+    inside: float = 0.6
+    enough: float = 0.1
+    most: float = 0.5
+    tilt: float = 0.0
+    likely: tuple[float, float, float, float] = (0.5, 0.5, 100.0, 100.0)
+
+
+GEOMETRY = Geometry()
+
+
+def choose_crops(
+    region: npt.NDArray[np.bool_], rng: np.random.Generator, geometry: Geometry = GEOMETRY
+) -> list[tuple[int, int, int]]:
+    """Crops (x, y, side) in pixels of one picture whose lesion is `region`, (H, W) bool.
+
+    Every place where the rule of `geometry` holds is equally likely, so that the lesion is anywhere in the crop.
+    """
+    short = min(region.shape)
+    area = int(region.sum())
+    # The summed area table gives the lesion's area in every possible crop at once.
+    table = np.zeros((region.shape[0] + 1, region.shape[1] + 1), np.int64)
+    table[1:, 1:] = region.cumsum(axis=0).cumsum(axis=1)
+    kinds = [True, False] if area else [False]
+    crops = []
+    for i in range(max(geometry.lesions, geometry.empties) if area else geometry.normals):
+        share = np.exp(rng.uniform(*np.log(geometry.share)))
+        if area:
+            side = float(np.clip(np.sqrt(area / share), geometry.side[0] * short, geometry.side[1] * short))
+        else:
+            side = short * float(np.exp(rng.uniform(*np.log(geometry.side))))
+        s = round(side)
+        within = table[s:, s:] - table[:-s, s:] - table[s:, :-s] + table[:-s, :-s]
+        for lesion in kinds:
+            if i >= (geometry.lesions if lesion else geometry.empties) and area:
+                continue
+            if lesion:
+                good = ((within >= geometry.inside * area) | (within >= geometry.enough * s * s)) & (
+                    within <= geometry.most * s * s
+                )
+            else:
+                good = within == 0
+            places = np.flatnonzero(good)
+            if len(places):
+                ys, xs = np.divmod(places, good.shape[1])
+                if lesion:
+                    weight = np.exp(-geometry.tilt * ys / s)
+                else:
+                    across, down = ((xs + s / 2) / region.shape[1], (ys + s / 2) / region.shape[0])
+                    mx, my, sx, sy = geometry.likely
+                    weight = np.exp(-0.5 * (((across - mx) / sx) ** 2 + ((down - my) / sy) ** 2))
+                k = int(rng.choice(len(places), p=weight / weight.sum()))
+                y, x = int(ys[k]), int(xs[k])
+                crops.append((x, y, s))
+    return crops

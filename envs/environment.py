@@ -1,0 +1,205 @@
+"""The Gymnasium environments: `MaskVectorEnv`, batched, and `MaskEnv`, the same game with one image at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.errors import ConfigurationError, InvalidAction
+from maskaug.envs.game import MaskGame, Outcome
+from maskaug.envs.rendering import render_step
+
+Images = npt.NDArray[np.uint8]
+RENDER_MODES = ["rgb_array"]
+
+
+def _check_render_mode(render_mode: str | None) -> str | None:
+    if render_mode not in (None, *RENDER_MODES):
+        raise ConfigurationError(f"render_mode={render_mode!r} is unknown; use 'rgb_array' (there are no windows)")
+    return render_mode
+
+
+def _observation_space(dataset: ImageDataset) -> spaces.Box:
+    return spaces.Box(0, 255, dataset.shape, np.uint8)
+
+
+class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
+    """N games side by side, judged in one batch. `gym.make_vec(id, num_envs=N)` makes it.
+
+    **Description.** Each slot sees an image and chooses a mask; the judge says what the mask is worth; the next image
+    follows in the same step (SAME_STEP). Slot i, reset with seed s, sees what a single environment with seed s + i sees.
+
+    **Observation.** Box(0, 255, (C, H, W), uint8): the image.
+
+    **Action.** "grid": MultiBinary(g·g), the cells row by row. "patch": Discrete(corners), the patch's top left cell.
+
+    **Reward.** float32 (N,): the objective's gain, minus `area_price` times the two-sided price of leaving `area`.
+
+    **Episode end.** Every step terminates. `info["final_obs"]` holds the images with the mask hidden,
+    `info["final_info"]` the terms of the reward.
+
+    **Arguments.** See `MaskGame`; and `render_mode`, None or "rgb_array" (a tuple of N frames).
+
+    **Info.** `index`, `try`, `label`, `area`, every term of the reward; the same keys in `reset` and in `step`, where
+    they describe the image that comes next.
+    """
+
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 2, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        self._play(MaskGame(num_envs, **kwargs), _check_render_mode(render_mode))
+
+    @classmethod
+    def over(cls, game: MaskGame, render_mode: str | None = None) -> MaskVectorEnv:
+        """An environment over an existing game, whose state it shares."""
+        env = cls.__new__(cls)
+        env._play(game, _check_render_mode(render_mode))
+        return env
+
+    def _play(self, game: MaskGame, render_mode: str | None) -> None:
+        self.render_mode, self.game, self.num_envs = render_mode, game, game.num_envs
+        self.autoreset_mode = AutoresetMode.SAME_STEP
+        self.single_observation_space = _observation_space(self.game.dataset)
+        self.single_action_space = self.game.rule.space
+        self.observation_space = batch_space(self.single_observation_space, game.num_envs)
+        self.action_space = batch_space(self.single_action_space, game.num_envs)
+        self._last: Outcome | None = None
+
+    @property
+    def dataset(self) -> ImageDataset:
+        """The images that are played."""
+        return self.game.dataset
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Images, dict[str, Any]]:
+        """Start every slot anew (with `seed`), or go on to the next episode (without).
+
+        Args:
+            seed: slot i is seeded with seed + i, or with seed[i].
+            options: {"reset_mask": (N,) bool}: only these slots go on to their next episode. Not together with a seed.
+
+        Returns:
+            (N, C, H, W) uint8 and the infos, each (N,).
+        """
+        mask = None if options is None else options.get("reset_mask")
+        if mask is not None:
+            mask = np.asarray(mask)
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+                raise ConfigurationError(
+                    f"reset_mask must be bool of shape ({self.num_envs},), got {mask.dtype} {mask.shape}"
+                )
+            if seed is not None or not self.game.started:
+                raise ConfigurationError(
+                    "reset_mask continues a running game: reset all slots first, and give no seed with it"
+                )
+        if seed is None and not self.game.started:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        if seed is not None:
+            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+            if len(seeds) != self.num_envs:
+                raise ConfigurationError(
+                    f"{len(seeds)} seeds were given for {self.num_envs} environments; give one each"
+                )
+            self._np_random, self._np_random_seed = seeding.np_random(int(seeds[0]))
+            self.game.seed([self._np_random, *(seeding.np_random(int(s))[0] for s in seeds[1:])])
+        else:
+            self.game.advance(mask)
+        self._last = None
+        return self.game.observe(), self._with_presence(self.game.blank_info())
+
+    def step(
+        self, actions: Any
+    ) -> tuple[Images, npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
+        """Judge one action a slot, and show each slot its next image.
+
+        Raises:
+            InvalidAction: nothing has changed then.
+            JudgeError: the judge returned something that is not finite; nothing has changed then.
+            gymnasium.error.ResetNeeded: `reset` was never called.
+        """
+        if not self.game.started:
+            raise gym.error.ResetNeeded("call reset() before the first step()")
+        outcome = self.game.play(self.game.rule.to_cells(actions, self.num_envs))
+        self._last = outcome
+        self.game.advance()
+        everyone = np.ones(self.num_envs, np.bool_)
+        info = self._with_presence(self.game.blank_info())
+        info["final_obs"], info["_final_obs"] = outcome.hidden, everyone
+        info["final_info"], info["_final_info"] = self._with_presence(outcome.info), everyone.copy()
+        return self.game.observe(), outcome.reward.copy(), everyone.copy(), np.zeros(self.num_envs, np.bool_), info
+
+    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:  # type: ignore[override]
+        """One (h, w, 3) uint8 frame a slot: the last judged image with region, mask and reward, or the image to come."""
+        if self.render_mode is None:
+            return None
+        return tuple(render_step(self.game, self._last, slot) for slot in range(self.num_envs))
+
+    def _with_presence(self, info: dict[str, Any]) -> dict[str, Any]:
+        # Gymnasium's vector convention: beside each key, which slots have it.
+        present = {f"_{name}": np.ones(self.num_envs, np.bool_) for name in info}
+        return {**info, **present}
+
+
+class MaskEnv(gym.Env[Images, Any]):
+    """One image, one mask, one reward. `gym.make(id)` makes it; see `MaskVectorEnv` for the game and its arguments.
+
+    The reward is a Python float; infos are Python numbers under the same names; `step` returns the image with its mask
+    hidden, and `reset` brings the next try or the next image.
+    """
+
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012
+
+    def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        self.render_mode = _check_render_mode(render_mode)
+        if "num_envs" in kwargs:
+            raise ConfigurationError("num_envs goes with gym.make_vec(id, num_envs=N); gym.make gives one environment")
+        self.game = MaskGame(1, **kwargs)
+        self.observation_space = _observation_space(self.game.dataset)
+        self.action_space = self.game.rule.space
+        self._last: Outcome | None = None
+        self._open = False
+
+    @property
+    def dataset(self) -> ImageDataset:
+        """The images that are played."""
+        return self.game.dataset
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Images, dict[str, Any]]:
+        """Start anew (with `seed`), or go on to the next try or image. `options` are not used."""
+        super().reset(seed=seed)
+        if seed is not None or not self.game.started:
+            self.game.seed([self.np_random])
+        else:
+            self.game.advance()
+        self._last, self._open = None, True
+        return self.game.observe()[0], _first(self.game.blank_info())
+
+    def step(self, action: Any) -> tuple[Images, float, bool, bool, dict[str, Any]]:
+        """Judge one action. Raises as `MaskVectorEnv.step` does; a second step without a reset is an error too."""
+        if not self._open:
+            raise gym.error.ResetNeeded("the episode is over, or never began: call reset() before step()")
+        try:
+            batch = [action.detach().cpu().numpy()] if hasattr(action, "detach") else [action]
+            outcome = self.game.play(self.game.rule.to_cells(batch, 1))
+        except TypeError as error:
+            raise InvalidAction(f"an action must be an array of numbers, got {action!r:.80} ({error})") from None
+        self._last, self._open = outcome, False
+        return outcome.hidden[0], float(outcome.reward[0]), True, False, _first(outcome.info)
+
+    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+        """(h, w, 3) uint8: image, region, mask and reward of the last step, or the image to come."""
+        return None if self.render_mode is None else render_step(self.game, self._last, 0)
+
+
+def _first(info: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    return {name: value[0].item() for name, value in info.items()}

@@ -1,0 +1,346 @@
+"""The rules of the game, batched: which image each slot sees, what a mask earns, when the judge learns.
+
+`MaskVectorEnv` and `MaskEnv` only translate between this and Gymnasium's interfaces; no rule stands anywhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from maskaug.envs.actions import ActionRule
+from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
+from maskaug.envs.errors import ConfigurationError, JudgeError
+from maskaug.envs.judges import resolve_judge
+from maskaug.envs.masking import FILLS, area_price, cells_to_mask, filler, hide, keep, mask_area
+from maskaug.envs.rewards import OBJECTIVES, ClassifierReward
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one step of all N slots gave.
+
+    Attributes:
+        reward: (N,) float32.
+        info: each (N,): index, try, label, area and every term of the reward.
+        mask: (N, H, W) bool on the CPU.
+        hidden: (N, C, H, W) uint8, the images as the judge saw them.
+    """
+
+    reward: npt.NDArray[np.float32]
+    info: dict[str, npt.NDArray[Any]]
+    mask: npt.NDArray[np.bool_]
+    hidden: npt.NDArray[np.uint8]
+
+
+class MaskGame:
+    """The state and the rules of N games played side by side. The keywords are those of the environments.
+
+    Args:
+        num_envs: N, the number of slots.
+        dataset: a registered name, or an `ImageDataset` (then root, split, image_size and channels are its own).
+        root: the data set's folder; see `load_dataset`.
+        split: "train", "val", "test" or "all".
+        image_size: height and width in pixels.
+        channels: 1 or 3.
+        objective: "adversarial" or "sensitivity"; see `ClassifierReward`.
+        action: "grid" or "patch"; see `ActionRule`.
+        grid: cells along each side.
+        patch_cells: side of a patch in cells; with action="patch" only.
+        area: the share to select, default 0.25; with action="grid" only.
+        area_price: weight of the two-sided price of leaving it, default 1; with action="grid" only.
+        fill: "zero", "mean", "noise" or "blur": what is put in place of hidden pixels.
+        joint: the judge learns along, from the clean image and the aiding view of its best-rewarded try.
+        judge_lr: learning rate of the judge's Adam; with joint=True only.
+        judge_batch: images a judge's update is made of, however many slots there are.
+        reward_model: "small", a .safetensors path, or a module (N, C, H, W) float in [0, 1] → logits. A module is
+            used as it is, not copied: with joint=True it is trained in place.
+        repeat: tries on one image before the next, one episode each.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …: where the judge lives and masks are made.
+        seed: of splits, synthetic images, crops and a new judge's first weights. Episodes are seeded by `reset(seed=)`.
+        **options: the data set's own keywords.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        dataset: str | ImageDataset = "synthetic",
+        *,
+        root: str | os.PathLike[str] | None = None,
+        split: str = "train",
+        image_size: int = 64,
+        channels: int = 1,
+        objective: str = "adversarial",
+        action: str = "grid",
+        grid: int = 8,
+        patch_cells: int | None = None,
+        area: float | None = None,
+        area_price: float | None = None,
+        fill: str = "zero",
+        joint: bool = True,
+        judge_lr: float | None = None,
+        judge_batch: int | None = None,
+        reward_model: str | os.PathLike[str] | nn.Module | None = None,
+        repeat: int = 1,
+        device: str | torch.device = "auto",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        _positive("num_envs", num_envs)
+        _positive("repeat", repeat)
+        if objective not in OBJECTIVES:
+            raise ConfigurationError(f"objective={objective!r} is unknown in this version; use one of {OBJECTIVES}")
+        if fill not in FILLS:
+            raise ConfigurationError(f"fill={fill!r} is unknown; use one of {FILLS}")
+        if not joint and (judge_lr is not None or judge_batch is not None):
+            raise ConfigurationError("judge_lr and judge_batch do nothing with joint=False; leave them out")
+        if judge_lr is not None and not 0 < judge_lr < float("inf"):
+            raise ConfigurationError(f"judge_lr={judge_lr!r} must be a finite number above 0")
+        _positive("judge_batch", 32 if judge_batch is None else judge_batch)
+        if isinstance(dataset, str):
+            _check_options(dataset, options)
+            dataset = load_dataset(
+                dataset, root=root, split=split, image_size=image_size, channels=channels, seed=seed, **options
+            )
+        elif options or root is not None:
+            names = ", ".join([*options, *(["root"] if root is not None else [])])
+            raise ConfigurationError(
+                f"{names} cannot be combined with dataset=ImageDataset(...), which is read already"
+            )
+        if dataset.labels is None:
+            raise ConfigurationError(f"{dataset.name} has no labels, and objective={objective!r} needs them")
+        self.num_envs, self.dataset, self.repeat, self.fill = num_envs, dataset, repeat, fill
+        self.joint, self.judge_batch = joint, 32 if judge_batch is None else judge_batch
+        self.rule = ActionRule(action, grid, dataset.shape[1:], area, area_price, patch_cells)
+        self.device = resolve_device(device)
+        model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
+        self.reward_model = ClassifierReward(
+            model, objective, self.device, trainable=joint, lr=1e-3 if judge_lr is None else judge_lr
+        )
+        self._labels = dataset.labels
+        self._clean = torch.zeros(len(dataset), len(dataset.class_names), device=self.device)
+        self._known = np.zeros(len(dataset), np.bool_)
+        self._known_version = self.reward_model.version
+        n, (_, h, w) = len(dataset), dataset.shape
+        self.rngs: list[np.random.Generator] = []
+        self._order = np.zeros((num_envs, n), np.int64)
+        self._position = np.zeros(num_envs, np.int64)
+        self._try = np.zeros(num_envs, np.int64)
+        self._best = np.full(num_envs, -np.inf, np.float32)
+        self._best_mask = np.zeros((num_envs, h, w), np.bool_)
+        self._pending: list[tuple[int, npt.NDArray[np.bool_]]] = []
+        #: the judge's training loss at its last update, NaN before the first; for logs.
+        self.judge_loss = float("nan")
+
+    # ---- which image -------------------------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Whether `seed` was called."""
+        return len(self.rngs) == self.num_envs
+
+    @property
+    def index(self) -> npt.NDArray[np.int64]:
+        """(N,) the images that the slots see now, as positions in `dataset`."""
+        return self._order[np.arange(self.num_envs), self._position]
+
+    def seed(self, rngs: Sequence[np.random.Generator]) -> None:
+        """Start every slot anew, each with its own generator and its own permutation of the images."""
+        self.rngs = list(rngs)
+        for slot, rng in enumerate(self.rngs):
+            self._order[slot] = rng.permutation(len(self.dataset))
+        self._position[:] = 0
+        self._try[:] = 0
+        self._best[:] = -np.inf
+        self._pending.clear()
+
+    def advance(self, slots: npt.NDArray[np.bool_] | None = None) -> None:
+        """The next episode of the given slots, (N,) bool (default: all): the next try, or the next image.
+
+        Where an image is done and the game is joint, its best-rewarded try goes to the judge.
+        """
+        chosen = np.ones(self.num_envs, np.bool_) if slots is None else slots
+        self._try[chosen] += 1
+        done = np.flatnonzero(chosen & (self._try == self.repeat))
+        if self.joint:
+            index = self.index
+            self._pending += [(int(index[i]), self._best_mask[i].copy()) for i in done if self._best[i] > -np.inf]
+        self._try[done] = 0
+        self._best[done] = -np.inf
+        self._position[done] += 1
+        for slot in done[self._position[done] == len(self.dataset)]:
+            self._order[slot] = self.rngs[slot].permutation(len(self.dataset))
+            self._position[slot] = 0
+        while len(self._pending) >= self.judge_batch:
+            self._teach(self._pending[: self.judge_batch])
+            del self._pending[: self.judge_batch]
+
+    def observe(self) -> npt.NDArray[np.uint8]:
+        """(N, C, H, W) uint8, a fresh copy of the images that the slots see."""
+        return self.dataset.images[self.index]
+
+    # ---- what a mask earns -------------------------------------------------------------------------------------
+
+    def play(self, cells: Tensor) -> Outcome:
+        """Judge one mask for each slot; changes nothing but the memory of the best try.
+
+        Args:
+            cells: (N, g, g) bool, from `rule.to_cells`.
+
+        Raises:
+            JudgeError: the judge returned something that is not finite; nothing has changed then.
+        """
+        index = self.index
+        mask = cells_to_mask(cells, *self.dataset.shape[1:])
+        images = torch.from_numpy(self.dataset.images[index]).to(self.device)
+        on_device = mask.to(self.device)
+        hidden = hide(images, on_device, self._filling(images))
+        labels = self._labels[index]
+        terms = self.reward_model.score(
+            hidden, self._clean_logits(index, images), torch.from_numpy(labels).to(self.device)
+        )
+        area = mask_area(mask)
+        values = {name: value.float().cpu().numpy() for name, value in terms.items()}
+        reward = values["gain"]
+        if self.rule.price:
+            values["price"] = self.rule.price * area_price(area, self.rule.area).numpy()
+            reward = reward - values["price"]
+        bad = ~np.isfinite(reward)
+        if bad.any():
+            names = [self.dataset.names[i] for i in index[bad]][:3]
+            raise JudgeError(
+                f"the judge's reward is not finite for {', '.join(names)}"
+                f"{' and others' if bad.sum() > 3 else ''}; check its weights and that it takes images in [0, 1]"
+            )
+        plain = mask.numpy()
+        if self.joint:
+            better = reward > self._best
+            self._best[better] = reward[better]
+            self._best_mask[better] = plain[better]
+        info = {"index": index, "try": self._try.copy(), "label": labels, "area": area.numpy(), **values}
+        return Outcome(reward, info, plain, hidden.cpu().numpy())
+
+    def blank_info(self) -> dict[str, npt.NDArray[Any]]:
+        """The info of slots whose mask is not chosen yet: the same keys, with area 0 and every term 0."""
+        index = self.index
+        names = [*self.reward_model.terms, *(["price"] if self.rule.price else [])]
+        return {
+            "index": index,
+            "try": self._try.copy(),
+            "label": self._labels[index],
+            **{name: np.zeros(self.num_envs, np.float32) for name in ("area", *names)},
+        }
+
+    def _clean_logits(self, index: npt.NDArray[np.int64], images: Tensor) -> Tensor:
+        # Once per image as long as the judge's weights stay: half of all passes would go there otherwise.
+        if self._known_version != self.reward_model.version:
+            self._known[:] = False
+            self._known_version = self.reward_model.version
+        new = ~self._known[index]
+        if new.any():
+            where = torch.from_numpy(np.flatnonzero(new)).to(self.device)
+            self._clean[torch.from_numpy(index[new]).to(self.device)] = self.reward_model.logits(images[where]).float()
+            self._known[index] = True
+        return self._clean[torch.from_numpy(index).to(self.device)]
+
+    def _filling(self, images: Tensor) -> Tensor:
+        noise = None
+        if self.fill == "noise":
+            shape = images.shape[1:]
+            drawn = np.stack([rng.standard_normal(shape, np.float32) for rng in self.rngs])
+            noise = torch.from_numpy(drawn).to(self.device)
+        return filler(images, self.fill, noise)
+
+    def _teach(self, batch: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
+        index = np.array([i for i, _ in batch])
+        images = torch.from_numpy(self.dataset.images[index]).to(self.device)
+        masks = torch.from_numpy(np.stack([mask for _, mask in batch])).to(self.device)
+        noise = None
+        if self.fill == "noise":
+            # Slot 0's generator: how many slots there are must not change how many numbers an image costs.
+            noise = torch.from_numpy(self.rngs[0].standard_normal(images.shape, np.float32)).to(self.device)
+        aiding = keep(images, masks, filler(images, self.fill, noise))
+        labels = torch.from_numpy(self._labels[index]).to(self.device)
+        self.judge_loss = self.reward_model.update(images, aiding, labels)["judge_loss"]
+
+    # ---- exact resume ------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes: generators, places, the judge and what is known of it. Tensors, arrays and JSON."""
+        return {
+            "rngs": [rng.bit_generator.state for rng in self.rngs],
+            "order": self._order.copy(),
+            "position": self._position.copy(),
+            "try": self._try.copy(),
+            "best": self._best.copy(),
+            "best_mask": self._best_mask.copy(),
+            "pending_index": np.array([i for i, _ in self._pending], np.int64),
+            "pending_mask": np.array([m for _, m in self._pending], np.bool_).reshape(-1, *self.dataset.shape[1:]),
+            "clean": self._clean.clone(),
+            "known": self._known.copy(),
+            "known_version": self._known_version,
+            "judge": copy.deepcopy(self.reward_model.state()),
+            "judge_loss": repr(self.judge_loss),
+            "data": self.dataset.digest,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave, into a game made with the same keywords."""
+        if state["data"] != self.dataset.digest or state["order"].shape != self._order.shape:
+            raise ConfigurationError(
+                "this checkpoint was written with other images or another number of environments; continue with the "
+                "same data, split, image_size and num_envs"
+            )
+        self.rngs = []
+        for saved in state["rngs"]:
+            rng = np.random.Generator(getattr(np.random, saved["bit_generator"])())
+            rng.bit_generator.state = saved
+            self.rngs.append(rng)
+        self._order[:], self._position[:], self._try[:] = state["order"], state["position"], state["try"]
+        self._best[:], self._best_mask[:] = state["best"], state["best_mask"]
+        self._pending = [
+            (int(i), np.array(m)) for i, m in zip(state["pending_index"], state["pending_mask"], strict=True)
+        ]
+        self._clean.copy_(torch.as_tensor(state["clean"]))
+        self._known[:] = state["known"]
+        self._known_version = state["known_version"]
+        self.reward_model.load_state(state["judge"])
+        self.judge_loss = float(state["judge_loss"])
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """ "auto" is CUDA where there is one; a device that this machine lacks is an error that says so."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        result = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device={device!r} is not a device: {error}") from None
+    if result.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device={device!r}, but torch sees no CUDA device here; use device='cpu' or 'auto'")
+    return result
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def _check_options(dataset: str, options: Mapping[str, Any]) -> None:
+    keywords = [p for p in inspect.signature(MaskGame).parameters if p not in ("num_envs", "options")]
+    known = sorted({*keywords, "render_mode", *dataset_options(dataset)})
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigurationError(f"unknown keyword {name!r}; {hint}Known are: {', '.join(known)}")

@@ -1,0 +1,103 @@
+"""Pictures for people: image, known region, mask, and the view that the mask leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from maskaug.envs.game import MaskGame, Outcome
+
+Picture = npt.NDArray[np.uint8]
+REGION = (64, 224, 208)
+MASK = (255, 140, 0)
+_INK, _PAPER = (232, 232, 232), (18, 18, 22)
+
+
+def to_rgb(image: Picture, side: int) -> Picture:
+    """(C, H, W) uint8 → (side, side, 3) RGB, pixels kept visible as squares where it is enlarged."""
+    plane = np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image[:3]
+    method = cv2.INTER_AREA if image.shape[1] > side else cv2.INTER_NEAREST
+    return np.ascontiguousarray(
+        cv2.resize(np.ascontiguousarray(plane.transpose(1, 2, 0)), (side, side), interpolation=method)
+    )
+
+
+def outline(picture: Picture, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int], width: int = 2) -> Picture:
+    """`picture` (S, S, 3) with the border of `mask` (H, W) drawn on it."""
+    large = cv2.resize(mask.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.drawContours(picture.copy(), contours, -1, colour, width), np.uint8)
+
+
+def tint(
+    picture: Picture, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int], strength: float = 0.45
+) -> Picture:
+    """`picture` (S, S, 3) with the inside of `mask` (H, W) coloured and its border drawn."""
+    large = cv2.resize(mask.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
+    mixed = picture.astype(np.float32)
+    mixed[large] = (1 - strength) * mixed[large] + strength * np.array(colour, np.float32)
+    return outline(mixed.astype(np.uint8), mask, colour)
+
+
+def label(picture: Picture, text: str, height: int = 22) -> Picture:
+    """`picture` with a line of text below it."""
+    strip = Image.new("RGB", (picture.shape[1], height), _PAPER)
+    ImageDraw.Draw(strip).text((4, height // 2), text, fill=_INK, font=_font(height - 9), anchor="lm")
+    return np.concatenate([picture, np.asarray(strip, np.uint8)])
+
+
+def sheet(rows: Sequence[Sequence[Picture]], titles: Sequence[str], heading: str = "", gap: int = 6) -> Picture:
+    """Rows of equally sized pictures as one (h, w, 3) picture, a title over each column and a heading over all."""
+    side_h, side_w = rows[0][0].shape[:2]
+    left, top = gap, gap + (30 if heading else 0)
+    width = left + len(titles) * (side_w + gap)
+    canvas = Image.new("RGB", (width, top + 22 + len(rows) * (side_h + gap)), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    if heading:
+        draw.text((left, top // 2), heading, fill=_INK, font=_font(17), anchor="lm")
+    for column, title in enumerate(titles):
+        draw.text((left + column * (side_w + gap), top + 10), title, fill=_INK, font=_font(14), anchor="lm")
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            canvas.paste(Image.fromarray(picture), (left + j * (side_w + gap), top + 22 + i * (side_h + gap)))
+    return np.asarray(canvas, np.uint8)
+
+
+def mask_row(
+    image: Picture, region: npt.NDArray[np.bool_] | None, mask: npt.NDArray[np.bool_], side: int
+) -> list[Picture]:
+    """Image · region · mask · aiding view, each (side, side, 3); without a known region the second is the image."""
+    base = to_rgb(image, side)
+    known = base if region is None or not region.any() else outline(base, region, REGION)
+    return [base, known, tint(known, mask, MASK), to_rgb(np.where(mask, image, 0).astype(np.uint8), side)]
+
+
+def render_step(game: MaskGame, outcome: Outcome | None, slot: int, side: int = 192) -> Picture:
+    """One slot's frame: image with region · mask · what the judge saw, and the reward in words."""
+    index = int(game.index[slot]) if outcome is None else int(outcome.info["index"][slot])
+    image = game.dataset.images[index]
+    region = None if game.dataset.regions is None else game.dataset.regions[index]
+    mask = np.zeros(image.shape[1:], np.bool_) if outcome is None else outcome.mask[slot]
+    panels = mask_row(image, region, mask, side)[1:3]
+    panels.append(to_rgb(image if outcome is None else outcome.hidden[slot], side))
+    words = "no mask yet"
+    if outcome is not None:
+        words = f"reward {outcome.reward[slot]:+.3f}   area {outcome.info['area'][slot]:.0%}"
+    assert game.dataset.labels is not None
+    kind = game.dataset.class_names[int(game.dataset.labels[index])]
+    return label(np.concatenate(panels, axis=1), f"{kind}   {words}")
+
+
+def save_picture(path: str, picture: Picture) -> None:
+    """Write (h, w, 3) uint8 as PNG."""
+    Image.fromarray(picture).save(path, format="PNG")
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

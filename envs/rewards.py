@@ -1,0 +1,110 @@
+"""Reward models: what the judge says of a mask, and how the judge learns.
+
+Both losses of a reward always come from the same weights in the same, evaluation, mode (papers.md §1, mistake 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskaug.envs.errors import ConfigurationError, JudgeError
+from maskaug.envs.networks import to_float
+
+OBJECTIVES = ("adversarial", "sensitivity")
+
+
+class ClassifierReward:
+    """The reward from a classifier f (APGA, arXiv 1909.04108, steps 1 to 3 and 5).
+
+    * "adversarial": CE(f(selected part hidden), y) − CE(f(x), y); high where the hidden part mattered for the truth.
+    * "sensitivity": Σ over classes of |change of the centred logit|, no label needed; with two classes this is the
+      absolute change of the log-odds.
+
+    Args:
+        model: (N, C, H, W) float in [0, 1] → logits (N, classes). Moved to `device`.
+        objective: see above.
+        device: where it lives.
+        trainable: False freezes it: `update` is then an error and the optimiser is not made.
+        lr: of Adam, for `update`.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: str, device: torch.device, *, trainable: bool, lr: float = 1e-3
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise ConfigurationError(f"objective={objective!r} is unknown; a classifier plays one of {OBJECTIVES}")
+        self.model = model.to(device).eval()
+        self.objective = objective
+        self.device = device
+        #: counts updates: whoever caches a clean loss compares it.
+        self.version = 0
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr) if trainable else None
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 → logits (N, classes), in evaluation mode, without gradient."""
+        self.model.eval()
+        result: Tensor = self.model(to_float(images))
+        return result
+
+    def score(self, hidden: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms of the reward, each (N,) float32; "gain" is the reward before any price.
+
+        Args:
+            hidden: (N, C, H, W) uint8, the images as the judge is to see them.
+            clean_logits: (N, classes), of the same images untouched, from the same weights.
+            labels: (N,) int64; not looked at by "sensitivity".
+        """
+        logits = self.logits(hidden)
+        if self.objective == "sensitivity":
+            change = (logits - logits.mean(1, keepdim=True)) - (clean_logits - clean_logits.mean(1, keepdim=True))
+            return {"gain": change.abs().sum(1)}
+        losses = functional.cross_entropy(
+            torch.cat([clean_logits, logits]), torch.cat([labels, labels]), reduction="none"
+        )
+        clean, masked = losses.split(len(labels))
+        return {"loss_clean": clean, "loss_hidden": masked, "gain": masked - clean}
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names that `score` returns."""
+        return ("gain",) if self.objective == "sensitivity" else ("loss_clean", "loss_hidden", "gain")
+
+    def update(self, images: Tensor, aiding: Tensor, labels: Tensor) -> dict[str, float]:
+        """One Adam step on cross-entropy over the clean images and their aiding views, in equal parts.
+
+        The paper takes one step for each (its steps 1 and 5); one step on both halves the number of passes through
+        the optimiser and keeps the two from overwriting one another.
+        """
+        if self.optimiser is None:
+            raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
+        self.model.train()
+        loss = functional.cross_entropy(self.model(to_float(torch.cat([images, aiding]))), torch.cat([labels, labels]))
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.model.eval()
+        self.version += 1
+        value = float(loss.detach())
+        if not torch.isfinite(loss.detach()):
+            raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
+        return {"judge_loss": value}
+
+    def state(self) -> dict[str, object]:
+        """Weights, optimiser and version, for an exact resume."""
+        return {
+            "weights": dict(self.model.state_dict()),
+            "optimiser": None if self.optimiser is None else self.optimiser.state_dict(),
+            "version": self.version,
+        }
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Put back what `state` gave."""
+        self.model.load_state_dict(state["weights"])  # type: ignore[arg-type]
+        if self.optimiser is not None and state["optimiser"] is not None:
+            self.optimiser.load_state_dict(state["optimiser"])  # type: ignore[arg-type]
+        self.version = int(state["version"])  # type: ignore[call-overload]
