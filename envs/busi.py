@@ -17,11 +17,12 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from maskaug.envs.cache import Progress, cached_array
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
-from maskaug.envs.images import read_grey, read_mask, resize, resize_mask
+from maskaug.envs.images import MIN_SIDE, read_grey, read_mask, resize, resize_mask
 
 CLASSES = ("benign", "malignant", "normal")
 FOLDER = "Dataset_BUSI_with_GT"
@@ -30,9 +31,10 @@ CITATION = (
     "W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy. Dataset of breast ultrasound images. Data in Brief 28:104863, 2020."
 )
 
-#: Two pictures show the same if their standardised 32 × 32 thumbnails correlate more than the first, or the thumbnails'
-#: fine detail more than the second, or that detail, best shifted by up to `_SHIFT` pixels, more than the third. Chosen by
-#: looking at the real pairs: those just above are one lesion seen twice, those just below include two different ones.
+#: Two pictures show the same if their standardised 32 × 32 thumbnails correlate more than the first, or the fine detail
+#: of the thumbnails more than the second, or that detail, best shifted by up to `_SHIFT` pixels, more than the third.
+#: Chosen by looking at the real pairs: just above is one lesion seen twice, just below are two different ones.
+#: That makes 584 groups of the 780 pictures, 8 of them with two labels.
 SAME = (0.945, 0.56, 0.63)
 _THUMBNAIL = 32
 _SHIFT = 4
@@ -41,7 +43,7 @@ _TREE = f"""expected
   {FOLDER}/benign/benign (1).png, benign (1)_mask.png, …
   {FOLDER}/malignant/malignant (1).png, malignant (1)_mask.png, …
   {FOLDER}/normal/normal (1).png, …"""
-_FILE = re.compile(r"(benign|malignant|normal) \((\d+)\)(_mask(?:_\d+)?)?\.png", re.IGNORECASE)
+_FILE = re.compile(r"(benign|malignant|normal) \(([1-9]\d*)\)(_mask(?:_\d+)?)?\.png", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +108,11 @@ def load_busi(
     picture = np.array(details["picture"], np.int64)
     group = np.array(details["group"], np.int64)
     diagnosis = np.array([item.label for item in items], np.int64)
+    present = np.asarray(regions.any(axis=(1, 2)), np.int64)
     everything = ImageDataset(
         name="busi-presence" if crops else "busi",
         images=images,
-        labels=regions.any(axis=(1, 2)).astype(np.int64) if crops else diagnosis,
+        labels=present if crops else diagnosis,
         regions=regions,
         groups=group[picture],
         class_names=names if crops else CLASSES,
@@ -134,9 +137,10 @@ def _class_names(variant: str, task: str, classes: int | str | None) -> tuple[st
         return ("absent", "present")
     if task != "diagnosis":
         raise ConfigurationError(f"task={task!r} is unknown; use 'diagnosis' or 'presence'")
-    if str(classes or 3) not in ("2", "3"):
+    count = "3" if classes is None else str(classes)
+    if count not in ("2", "3"):
         raise ConfigurationError(f"classes={classes!r} is unknown; use 3 (benign, malignant, normal) or 2 (no normals)")
-    return CLASSES[: int(classes or 3)]
+    return CLASSES[: int(count)]
 
 
 def _scan(root: Path, names: Sequence[str]) -> tuple[Path, list[_Item]]:
@@ -190,9 +194,11 @@ def _read(item: _Item) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         if mask.shape != image.shape:
             raise DatasetError(f"{path} is {mask.shape} pixels, but its image {image.shape}; are both from one copy?")
         region |= mask
-    if region.any() != (CLASSES[item.label] != "normal"):
-        what = "outlines nothing, but its image has a lesion" if item.masks else "has no mask"
-        raise DatasetError(f"{item.masks[0]} " + (what if not region.any() else "outlines something in a normal image"))
+    if CLASSES[item.label] == "normal":
+        if region.any():
+            raise DatasetError(f"{item.masks[0]} outlines something, but its image is filed as normal")
+    elif not region.any():
+        raise DatasetError(f"{item.masks[0]} outlines nothing, but its image is filed as {CLASSES[item.label]}")
     return image, region
 
 
@@ -252,7 +258,7 @@ def _correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.
 
 
 def _first_without_conflict(group: npt.NDArray[np.int64], label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    keep = group == np.arange(len(group))
+    keep: npt.NDArray[np.bool_] = np.equal(group, np.arange(len(group)))
     keep[np.unique(group[label != label[group]])] = False
     return keep
 
@@ -266,27 +272,36 @@ def _generator(seed: int, name: str) -> np.random.Generator:
 class Geometry:
     """How crops are cut. Lengths are shares of a picture's shorter side, areas shares of the crop.
 
+    Measured on the real set (1 980 crops at 64 pixels, 3 seeds): the lesion takes 9 to 39 % of its crop (median 19 %),
+    and a quarter of the cells, fixed, keeps .25 of it in the centre, and .25 to .32 where it was most often in the
+    training split. Place and size of a crop in its picture alone tell the classes apart with an AUROC of .72 to .76;
+    the crop itself shows them only as far as tissue looks different with depth.
+
     Attributes:
         lesions: crops with a lesion from each picture that has one.
-        empties: crops without one from each such picture.
+        empties: crops without one from each such picture, of the same sides.
         normals: crops from each normal picture.
         share: the lesion's area that the crop's side aims at, drawn log-uniformly between these.
-        side: least and greatest side.
+        side: least and greatest side; a normal picture's is drawn log-uniformly between them.
         inside: at least this part of the lesion's area lies inside, or it takes `enough` of the crop.
         enough: see `inside`.
         most: the lesion never takes more of the crop than this.
+        tilt: lesions lie near the upper border, above which no crop can begin. A place higher by one side is e**tilt
+            times as likely, so that the lesion lies as often in the lower half of its crop as in the upper.
+        likely: centre and spread (x, y, x, y; shares of width and height) of where empty crops are likely, about where
+            those with a lesion are.
     """
 
     lesions: int = 2
     empties: int = 2
     normals: int = 1
-    share: tuple[float, float] = (0.05, 0.2)
-    side: tuple[float, float] = (0.25, 0.6)
+    share: tuple[float, float] = (0.03, 0.15)
+    side: tuple[float, float] = (0.2, 0.4)
     inside: float = 0.6
     enough: float = 0.1
-    most: float = 0.5
-    tilt: float = 0.0
-    likely: tuple[float, float, float, float] = (0.5, 0.5, 100.0, 100.0)
+    most: float = 0.45
+    tilt: float = 1.8
+    likely: tuple[float, float, float, float] = (0.49, 0.29, 0.2, 0.09)
 
 
 GEOMETRY = Geometry()
@@ -297,42 +312,93 @@ def choose_crops(
 ) -> list[tuple[int, int, int]]:
     """Crops (x, y, side) in pixels of one picture whose lesion is `region`, (H, W) bool.
 
-    Every place where the rule of `geometry` holds is equally likely, so that the lesion is anywhere in the crop.
+    A crop with a lesion is drawn among all places where `geometry` allows it, one without among all places where no
+    pixel of a lesion is inside. A lesion that leaves no such place gives fewer crops.
     """
+    height, width = region.shape
     short = min(region.shape)
     area = int(region.sum())
     # The summed area table gives the lesion's area in every possible crop at once.
-    table = np.zeros((region.shape[0] + 1, region.shape[1] + 1), np.int64)
+    table = np.zeros((height + 1, width + 1), np.int64)
     table[1:, 1:] = region.cumsum(axis=0).cumsum(axis=1)
-    kinds = [True, False] if area else [False]
+    wanted = {True: geometry.lesions, False: geometry.empties} if area else {True: 0, False: geometry.normals}
     crops = []
-    for i in range(max(geometry.lesions, geometry.empties) if area else geometry.normals):
-        share = np.exp(rng.uniform(*np.log(geometry.share)))
+    for i in range(max(wanted.values())):
         if area:
-            side = float(np.clip(np.sqrt(area / share), geometry.side[0] * short, geometry.side[1] * short))
+            share = float(np.exp(rng.uniform(*np.log(geometry.share))))
+            ideal = float(np.clip(np.sqrt(area / share) / short, *geometry.side))
         else:
-            side = short * float(np.exp(rng.uniform(*np.log(geometry.side))))
-        s = round(side)
-        within = table[s:, s:] - table[:-s, s:] - table[s:, :-s] + table[:-s, :-s]
-        for lesion in kinds:
-            if i >= (geometry.lesions if lesion else geometry.empties) and area:
-                continue
+            ideal = float(np.exp(rng.uniform(*np.log(geometry.side))))
+        side = max(MIN_SIDE, round(ideal * short))
+        covered = table[side:, side:] - table[:-side, side:] - table[side:, :-side] + table[:-side, :-side]
+        ys, xs = np.indices(covered.shape)
+        for lesion in (True, False):
             if lesion:
-                good = ((within >= geometry.inside * area) | (within >= geometry.enough * s * s)) & (
-                    within <= geometry.most * s * s
-                )
+                allowed = (covered >= geometry.inside * area) | (covered >= geometry.enough * side**2)
+                allowed &= covered <= geometry.most * side**2
+                weight = np.exp(-geometry.tilt * ys / side)
             else:
-                good = within == 0
-            places = np.flatnonzero(good)
-            if len(places):
-                ys, xs = np.divmod(places, good.shape[1])
-                if lesion:
-                    weight = np.exp(-geometry.tilt * ys / s)
-                else:
-                    across, down = ((xs + s / 2) / region.shape[1], (ys + s / 2) / region.shape[0])
-                    mx, my, sx, sy = geometry.likely
-                    weight = np.exp(-0.5 * (((across - mx) / sx) ** 2 + ((down - my) / sy) ** 2))
-                k = int(rng.choice(len(places), p=weight / weight.sum()))
-                y, x = int(ys[k]), int(xs[k])
-                crops.append((x, y, s))
+                allowed = covered == 0
+                middle_x, middle_y, spread_x, spread_y = geometry.likely
+                across = ((xs + side / 2) / width - middle_x) / spread_x
+                down = ((ys + side / 2) / height - middle_y) / spread_y
+                weight = np.exp(-0.5 * (across**2 + down**2))
+            weight = np.where(allowed, weight, 0).ravel()
+            if i < wanted[lesion] and weight.sum() > 0:
+                y, x = divmod(int(rng.choice(weight.size, p=weight / weight.sum())), covered.shape[1])
+                crops.append((x, y, side))
     return crops
+
+
+def write_example(folder: Path, n_per_class: int = 4, seed: int = 0) -> Path:
+    """Write a tiny made-up data set in BUSI's layout below `folder`, for tests and for trying things out.
+
+    Pictures are RGB files of differing sizes. `benign (2)` has two masks, the last benign picture is `benign (1)` once
+    more, brighter and smaller, and the last malignant one is `benign (2)` under another label.
+
+    Args:
+        folder: where `Dataset_BUSI_with_GT` is made.
+        n_per_class: pictures of each class, at least 3.
+        seed: of the pictures.
+
+    Returns:
+        The path of `Dataset_BUSI_with_GT`.
+    """
+    if n_per_class < 3:
+        raise ConfigurationError(f"n_per_class={n_per_class} is too few for a duplicate and a conflict; use at least 3")
+    root = Path(folder) / FOLDER
+    pictures: dict[tuple[str, int], tuple[npt.NDArray[np.uint8], list[npt.NDArray[np.bool_]]]] = {}
+    for label, name in enumerate(CLASSES):
+        for number in range(1, n_per_class + 1):
+            rng = np.random.default_rng(np.random.SeedSequence([seed, label, number]))
+            lesions = 0 if name == "normal" else 2 if (name, number) == ("benign", 2) else 1
+            pictures[name, number] = _example_picture(rng, lesions)
+    image, masks = pictures["benign", 1]
+    size = (image.shape[0] - 12, image.shape[1] - 20)
+    brighter = np.clip(image * 1.1 + 5, 0, 255).astype(np.uint8)
+    pictures["benign", n_per_class] = (resize(brighter, size), [resize_mask(mask, size) for mask in masks])
+    pictures["malignant", n_per_class] = pictures["benign", 2]
+    for (name, number), (image, masks) in pictures.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).convert("RGB").save(root / name / f"{name} ({number}).png")
+        for i, mask in enumerate(masks):
+            suffix = f"_{i}" if i else ""
+            Image.fromarray(mask.astype(np.uint8) * 255).save(root / name / f"{name} ({number})_mask{suffix}.png")
+    return root
+
+
+def _example_picture(
+    rng: np.random.Generator, lesions: int
+) -> tuple[npt.NDArray[np.uint8], list[npt.NDArray[np.bool_]]]:
+    h, w = int(rng.integers(90, 131)), int(rng.integers(110, 181))
+    # Layers of tissue (broad, lying flat), and speckle on top.
+    image = 110 + 900 * cv2.GaussianBlur(rng.normal(size=(h, w)), (0, 0), sigmaX=9, sigmaY=3) + rng.normal(0, 8, (h, w))
+    y, x = np.mgrid[:h, :w]
+    masks = []
+    for i in range(lesions):
+        middle_x = w * (rng.uniform(0.3, 0.7) if lesions == 1 else (0.25, 0.7)[i])
+        a, b = h * rng.uniform(0.08, 0.16, 2)
+        mask = ((x - middle_x) / (1.3 * a)) ** 2 + ((y - h * rng.uniform(0.3, 0.6)) / b) ** 2 < 1
+        image[mask] -= 70
+        masks.append(mask)
+    return np.clip(image, 0, 255).astype(np.uint8), masks or [np.zeros((h, w), np.bool_)]

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ import platformdirs
 from tqdm import tqdm
 
 from maskaug.envs.errors import DatasetError
+from maskaug.envs.files import atomic_write, write_json
 
 #: Part of every fingerprint: raised whenever the files' layout or what readers put into them changes.
 FORMAT = 1
@@ -116,8 +116,8 @@ def cached_array(
     if found is not None:
         return found
     warnings.warn(
-        f"the decoded images of {name!r} cannot be kept in {folder} ({failure or 'it changed while being written'}) and "
-        "stay in memory; set MASKAUG_CACHE to a folder with room that can be written to",
+        f"the decoded images of {name!r} cannot be kept in {folder} ({failure or 'what was written reads otherwise'}) "
+        "and stay in memory; set MASKAUG_CACHE to a folder with room that can be written to",
         UserWarning,
         stacklevel=2,
     )
@@ -163,38 +163,26 @@ def _read(folder: Path, stem: str, fingerprint: str) -> Cached | None:
 def _write(folder: Path, stem: str, fingerprint: str, array: npt.NDArray[np.uint8], notes: str) -> None:
     # The index is written last: until it names the new array, there is no entry.
     target = folder / f"{stem}-{fingerprint[:16]}.npy"
-    for old in folder.glob(f"{stem}*"):
+    for old in [*folder.glob(f"{stem}*"), *folder.glob(f".{stem}*")]:
         if old.name != f"{stem}.lock":
             # Windows keeps files that another process has mapped; the next build gets them.
             with contextlib.suppress(OSError):
                 old.unlink()
-    with _atomic(target) as temporary:
+    digest = ""
+
+    def write(temporary: Path) -> None:
+        nonlocal digest
         with temporary.open("wb") as file:
             np.lib.format.write_array(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+
+    atomic_write(target, write)
     index = {
         "format": FORMAT,
         "fingerprint": fingerprint,
         "sha256": digest,
-        "shape": array.shape,
+        "shape": list(array.shape),
         "details": json.loads(notes),
     }
-    with _atomic(folder / f"{stem}.json") as temporary, temporary.open("w", encoding="utf-8") as text:
-        json.dump(index, text)
-        text.flush()
-        os.fsync(text.fileno())
-
-
-@contextlib.contextmanager
-def _atomic(target: Path) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f"{target.stem}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(folder / f"{stem}.json", index)

@@ -62,9 +62,8 @@ def read_mask(path: StrPath, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.boo
     """
     image = _opaque(_decode(path, max_pixels, deep=True))
     values = np.asarray(image)
-    if values.ndim == 3:
-        values = values.max(axis=2)
-    return np.not_equal(values, 0)
+    inside: npt.NDArray[np.bool_] = np.not_equal(values if values.ndim == 2 else values.max(axis=2), 0)
+    return inside
 
 
 def resize(image: npt.NDArray[Any], size: int | tuple[int, int]) -> npt.NDArray[Any]:

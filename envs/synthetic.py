@@ -5,8 +5,8 @@ Both classes are one and the same scene, drawn alike but for one local thing: th
 (MR). Where that thing is, or would be, is uniform over nearly the whole image, and neither exposure, brightness nor
 position gives it away: bright letters, rods, rims and borders are drawn in both classes alike.
 
-Image i of a seed is a function of (kind, difficulty, image_size, seed, i) alone, whatever else is drawn with it, and its
-scene is the same at every size and difficulty.
+Image i of a seed is a function of (kind, difficulty, image_size, seed, i) alone, whatever else is drawn with it, and
+its scene is the same at every size and difficulty.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Contrast(NamedTuple):
     Attributes:
         sign: how strong the sought thing is: depth of the break's dark gap as a share of the bone (radiograph), length
             of the rim's spikes as a share of the radius (ultrasound), brightness above the tissue (mr).
-        second: its second sign: the step of the shaft as a share of its half width, the shadow below the mass, the dark
-            ring around the tumour.
+        second: its second sign: the step of the shaft as a share of its half width, the shadow below the mass, the
+            share of the tumour's brightness that the dark ring around it takes away again.
         noise: standard deviation of the pixel noise (of the speckle, in ultrasound).
     """
 
@@ -65,15 +65,15 @@ class Contrast(NamedTuple):
 
 #: The one place to recalibrate: `SmallClassifier` trained on 200 images of 64×64 is to get about .9, .7 and .6 right.
 CONTRAST: dict[tuple[str, str], Contrast] = {
-    ("radiograph", "easy"): Contrast(1.0, 0.9, 0.02),
-    ("radiograph", "medium"): Contrast(0.85, 0.6, 0.02),
-    ("radiograph", "hard"): Contrast(0.45, 0.2, 0.05),
-    ("ultrasound", "easy"): Contrast(0.60, 0.15, 0.05),
-    ("ultrasound", "medium"): Contrast(0.45, 0.08, 0.07),
-    ("ultrasound", "hard"): Contrast(0.30, 0.04, 0.09),
-    ("mr", "easy"): Contrast(0.35, 0.10, 0.02),
-    ("mr", "medium"): Contrast(0.25, 0.07, 0.03),
-    ("mr", "hard"): Contrast(0.15, 0.04, 0.04),
+    ("radiograph", "easy"): Contrast(1.15, 0.7, 0.02),
+    ("radiograph", "medium"): Contrast(0.87, 0.47, 0.022),
+    ("radiograph", "hard"): Contrast(0.77, 0.38, 0.025),
+    ("ultrasound", "easy"): Contrast(0.70, 0.15, 0.04),
+    ("ultrasound", "medium"): Contrast(0.50, 0.08, 0.05),
+    ("ultrasound", "hard"): Contrast(0.38, 0.04, 0.055),
+    ("mr", "easy"): Contrast(0.45, 0.8, 0.02),
+    ("mr", "medium"): Contrast(0.32, 0.8, 0.025),
+    ("mr", "hard"): Contrast(0.25, 0.8, 0.03),
 }
 
 _UNIFORMS = 96
@@ -157,7 +157,7 @@ def _radiograph(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
     # The joint lies beyond the break, on the side where there is more image to show it.
     inward = np.where((0.5 - spot[0]) * way[0] + (0.5 - spot[1]) * way[1] < 0, -1, 1).astype(np.float32)
     way = (way[0] * inward, way[1] * inward)
-    back, half = d.uniform(0.15, 0.2), d.uniform(0.05, 0.075)
+    back, half = d.uniform(0.15, 0.2), d.uniform(0.06, 0.083)
     along, across = local(x, y, (spot[0] + back * way[0], spot[1] + back * way[1]), way)
 
     # The break: an oblique jagged line at along = −back; what lies behind it is shifted sideways.
@@ -179,7 +179,7 @@ def _radiograph(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
     gap *= s.label * d.uniform(0.8, 1.1) * np.float32(c.sign)
 
     # Soft tissue around the bones, and a second ray of bones beside the first.
-    beside = d.sign() * d.uniform(0.24, 0.36)
+    beside = d.sign() * d.uniform(0.26, 0.38)
     second = d.chance(0.6)
     inside = np.minimum(np.abs(across), np.abs(across - beside) + (1 - second))
     inside -= d.uniform(0.13, 0.2)
@@ -223,6 +223,13 @@ def _radiograph(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
                 area *= shown
             image *= 1 - np.float32(0.6) * area
             image += area * tube
+    # A bright soft shadow away from the break's place, in both classes alike: the brightest part of an image is this.
+    away = tuple((p + d.uniform(0.3, 0.7)) % 1 for p in spot)
+    haze = 1 - ((x - away[0]) ** 2 + (y - away[1]) ** 2) / d.uniform(0.4, 0.55) ** 2
+    np.maximum(haze, 0, out=haze)
+    haze *= haze
+    haze *= d.uniform(0.3, 0.55)
+    image += haze
     image = s.exposure(image, 0.3)
 
     rod = cover(stroke(x, y, s.place(), d.direction(), d.uniform(0.05, 0.14), d.uniform(0.008, 0.013)), soft)
@@ -239,20 +246,24 @@ def _radiograph(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
 
 
 def _ultrasound(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
-    d, x, y, c, soft = s.draws, s.x, s.y, s.contrast, s.soft(0.012)
+    d, x, y, c = s.draws, s.x, s.y, s.contrast
     start = octave_values(_OCTAVES)
     stop = start + noise_values(*_LAYERS)
     image = smooth_noise(s.normals[:, start:stop], *_LAYERS, s.size)
-    image *= d.uniform(0.03, 0.08)
+    image *= d.uniform(0.05, 0.11)
     texture = s.tissue()
     image += texture * np.float32(0.03)
     image += d.uniform(0.42, 0.54)
-    image -= d.uniform(0.05, 0.3) * y  # attenuation with depth
+    image -= d.uniform(0.0, 0.35) * y  # attenuation with depth
+    # A dark acoustic shadow from above, away from the mass's place in both classes alike: the darkest part is this.
+    spot = s.place()
+    shade = cover(np.abs(x - (spot[0] + d.uniform(0.3, 0.7)) % 1) - d.uniform(0.08, 0.15), 0.12)
+    image -= shade * (d.uniform(0.1, 0.3) * np.minimum(y * 4, 1))
 
     # Two dark masses in every image. In class 1 the first has a spiculated rim and a shadow; all others are smooth.
-    spot = s.place()
     for first in (True, False):
-        centre = spot if first else s.place()
+        # The second mass keeps clear of the first: 0.25 … 0.75 of the image away, wrapped around its edges.
+        centre = spot if first else ((spot[0] + d.uniform(0.25, 0.75)) % 1, (spot[1] + d.uniform(0.25, 0.75)) % 1)
         along, across = local(x, y, centre, heading(d.uniform(-0.5, 0.5)))
         radius = d.uniform(0.085, 0.11)
         squeeze = d.uniform(1.0, 1.35)
@@ -261,8 +272,8 @@ def _ultrasound(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
         if first:
             near = distance < radius * np.float32(1.3)
         # Both shapes have one area: the spikes are cut into the rim as much as they stick out of it.
-        spikes = np.cos(angle * np.floor(d.uniform(7, 11)) + d.uniform(0, 6.3))
-        spikes += np.float32(0.7) * np.cos(angle * np.floor(d.uniform(3, 6)) + d.uniform(0, 6.3))
+        spikes = np.cos(angle * np.floor(d.uniform(6, 9)) + d.uniform(0, 6.3) + np.cos(angle + d.uniform(0, 6.3)))
+        spikes += np.float32(0.7) * np.cos(angle * np.floor(d.uniform(2, 5)) + d.uniform(0, 6.3))
         ill = s.label if first else 0 * s.label
         spikes *= ill * np.float32(c.sign * 0.5)
         spikes += 1
@@ -274,7 +285,7 @@ def _ultrasound(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
         below = below * np.where(depth > 0, np.maximum(1 - depth * np.float32(3.5), 0), 0)
         plain = d.uniform(-0.1, 0.1)
         image -= below * (plain * (1 - ill) + ill * np.float32(c.second))
-        image -= inside * (image - d.uniform(0.08, 0.2))
+        image -= inside * d.uniform(0.16, 0.26)
 
     size = noise_values(*_SPECKLE)
     real = smooth_noise(s.normals[:, stop : stop + size], *_SPECKLE, s.size)
@@ -289,8 +300,8 @@ def _ultrasound(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
     for _ in range(2):
         level = heading(d.uniform(-0.25, 0.25))
         fascia = cover(stroke(x, y, s.place(), level, d.uniform(0.06, 0.2), d.uniform(0.006, 0.012)), s.soft(0.02))
-        image += fascia * d.uniform(0.1, 0.45)
-    for _ in range(2):
+        image += fascia * d.uniform(0.1, 0.3)
+    for _ in range(3):
         stamp(image, ["+"] * len(image), d.uniform(0, 1), d.uniform(0, 1), 0.1, d.uniform(0.8, 1.0))
     s.letters(image, "47", 0.7, 0.11)
     return image, near
@@ -329,13 +340,19 @@ def _mr(s: _Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
     distance += texture * np.float32(0.012)
     distance *= 1 / d.uniform(0.075, 0.1)
     distance *= distance
-    # A bright middle in a dark ring: brighter in its place than around it, and hardly so on the whole image's mean.
+    # A bright middle in a dark ring; with second = 1 the ring takes away all the brightness that the middle adds.
     bump = np.exp(distance * np.float32(-0.9))
-    bump *= np.float32(c.sign + c.second) - np.float32(c.second) * distance
+    bump *= np.float32(c.sign) * (1 - np.float32(0.9 * c.second) * distance)
     image += bump * s.label * d.uniform(0.8, 1.2)
     for _ in range(3):  # vessels: small and sharp, or long
         vessel = stroke(x, y, s.place(), d.direction(), d.uniform(0.0, 0.07), d.uniform(0.01, 0.02))
         image += cover(vessel, soft) * d.uniform(0.1, 0.4)
+    # A broad bright patch away from the tumour's place, in both classes alike: the brightest tissue is this.
+    away = tuple((p + d.uniform(0.3, 0.7)) % 1 for p in spot)
+    patch = 1 - ((x - away[0]) ** 2 + (y - away[1]) ** 2) / d.uniform(0.35, 0.5) ** 2
+    np.maximum(patch, 0, out=patch)
+    patch *= patch
+    image += patch * d.uniform(0.1, 0.3)
 
     image *= cover(ring - np.float32(0.87), s.soft(0.02) / 0.45)
     scalp = cover(np.abs(ring - np.float32(0.96)) - np.float32(0.035), s.soft(0.02) / 0.45)

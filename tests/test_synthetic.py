@@ -1,0 +1,200 @@
+"""Synthetic images: reproducible, with a known region that neither brightness, position nor global statistics find."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from maskaug.envs.drawing import axes, cover, fractal_noise, octave_values, smooth_noise, stroke
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.synthetic import CHUNK, CONTRAST, DIFFICULTIES, KINDS, make_synthetic, render
+
+GRID = 8
+KEPT = 16  # 25 % of the cells
+#: Brightness and darkness; a mass in ultrasound is dark by nature, and dark shadows elsewhere only go so far.
+BRIGHTEST, DARKEST = 0.45, {"radiograph": 0.45, "ultrasound": 0.60, "mr": 0.45}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def drawn(
+    request: pytest.FixtureRequest,
+) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    return (request.param, *render(request.param, "medium", 64, 3, np.arange(2400)))
+
+
+def cells(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    n, h, w = values.shape
+    summed: npt.NDArray[np.float64] = (
+        values.astype(np.float64).reshape(n, GRID, h // GRID, GRID, w // GRID).sum((2, 4)).reshape(n, -1)
+    )
+    return summed
+
+
+def retention(scores: npt.NDArray[np.float64], regions: npt.NDArray[np.bool_]) -> float:
+    inside = cells(regions)
+    best = np.argsort(-np.broadcast_to(scores, inside.shape), axis=1)[:, :KEPT]
+    return float((np.take_along_axis(inside, best, 1).sum(1) / inside.sum(1)).mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_image_depends_on_its_number_alone(kind: str, difficulty: str) -> None:
+    n = CHUNK + 9
+    images, labels, regions = render(kind, difficulty, 64, 5, np.arange(n))
+    order = np.random.default_rng(0).permutation(n)
+    shuffled = render(kind, difficulty, 64, 5, order)
+    for a, b in zip((images, labels, regions), shuffled, strict=True):
+        assert np.array_equal(a[order], b)
+    for i in (0, CHUNK - 1, CHUNK, n - 1):
+        alone = render(kind, difficulty, 64, 5, [i])
+        assert np.array_equal(alone[0][0], images[i])
+        assert np.array_equal(alone[2][0], regions[i])
+    assert not np.array_equal(render(kind, difficulty, 64, 6, [0])[0][0], images[0])
+
+
+def test_nothing_global_is_drawn_from() -> None:
+    np.random.seed(0)  # noqa: NPY002 (the global generator is what must be left alone)
+    before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]  # noqa: NPY002
+    render("radiograph", "medium", 64, 0, [0, 1])
+    assert np.array_equal(before, np.random.get_state()[1])  # type: ignore[index]  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [36, 37, 64, 100, 128])
+def test_every_size(kind: str, size: int) -> None:
+    images, labels, regions = render(kind, "medium", size, 0, np.arange(24))
+    assert images.shape == regions.shape == (24, size, size)
+    assert images.dtype == np.uint8 and labels.dtype == np.int64 and regions.dtype == np.bool_
+    assert np.array_equal(regions.any((1, 2)), labels == 1)
+    assert images.std((1, 2)).min() > 5
+    # The scene does not change with the size.
+    small = render(kind, "medium", 64, 0, np.arange(24))
+    assert np.array_equal(labels, small[1])
+    assert np.abs(regions.mean((1, 2)) - small[2].mean((1, 2))).max() < 0.012
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [36, 64, 128])
+def test_classes_differ_inside_the_region(kind: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every sign at zero a class 1 image is its class 0 twin; the difference must be visible, and local."""
+    numbers = np.arange(60)
+    images, labels, regions = render(kind, "medium", size, 0, numbers)
+    monkeypatch.setitem(CONTRAST, (kind, "medium"), CONTRAST[kind, "medium"]._replace(sign=0.0, second=0.0))
+    plain = render(kind, "medium", size, 0, numbers)[0]
+    change = np.abs(images.astype(float) - plain)
+    assert change[labels == 0].max() == 0
+    ill = change[labels == 1]
+    assert np.percentile(ill.max((1, 2)), 10) > 15
+    inside = (ill * regions[labels == 1]).sum((1, 2)) / ill.sum((1, 2))
+    assert inside.mean() > LOCAL[kind]
+
+
+#: Share of the change that lies in the region; a step shifts the rest of the shaft, a shadow falls below its mass.
+LOCAL = {"radiograph": 0.5, "ultrasound": 0.5, "mr": 0.6}
+
+
+def test_labels_balanced_and_region_small(
+    drawn: tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]],
+) -> None:
+    _, _, labels, regions = drawn
+    assert abs(labels.mean() - 0.5) < 0.04
+    assert np.array_equal(regions.any((1, 2)), labels == 1)
+    ill = regions[labels == 1]
+    assert 0.03 < ill.mean() < 0.06
+    assert retention(cells(ill), ill) > 0.98
+
+
+def test_neither_brightness_nor_position_finds_it(
+    drawn: tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]],
+) -> None:
+    kind, images, labels, regions = drawn
+    images, regions = images[labels == 1], regions[labels == 1]
+    assert retention(cells(images), regions) < BRIGHTEST
+    assert retention(-cells(images), regions) < DARKEST[kind]
+    half = len(regions) // 2
+    assert retention(cells(regions[:half]).mean(0), regions[half:]) < 0.40
+    line = np.arange(GRID) - (GRID - 1) / 2
+    assert retention(-(line[:, None] ** 2 + line[None, :] ** 2).ravel(), regions) < 0.40
+
+
+def test_no_global_statistic_tells_the_class(
+    drawn: tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]],
+) -> None:
+    _, images, labels, _ = drawn
+    histogram = np.stack([np.histogram(image, 16, (0, 256))[0] for image in images])
+    features = np.column_stack([images.mean((1, 2)), images.std((1, 2)), histogram])
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features[:1600], labels[:1600])
+    assert model.score(features[1600:], labels[1600:]) < 0.58  # chance .5, standard error .018
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_difficulties_are_in_order(kind: str) -> None:
+    signs = [CONTRAST[kind, difficulty].sign for difficulty in DIFFICULTIES]
+    assert signs == sorted(signs, reverse=True)
+    # The same scene, labels and regions at every difficulty.
+    easy, hard = (render(kind, difficulty, 64, 0, np.arange(20)) for difficulty in ("easy", "hard"))
+    assert np.array_equal(easy[1], hard[1]) and np.array_equal(easy[2], hard[2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_make_synthetic(kind: str) -> None:
+    dataset = make_synthetic(kind=kind, n=10, image_size=48, channels=3, seed=2, start=7)
+    assert dataset.images.shape == (10, 3, 48, 48)
+    assert np.array_equal(dataset.images[:, 0], dataset.images[:, 2])
+    assert dataset.name == f"synthetic-{kind}" and dataset.source == "synthetic"
+    assert dataset.names[0] == f"synthetic-{kind}/medium/seed2/7"
+    assert np.array_equal(dataset.groups, np.arange(7, 17))
+    assert len(dataset.class_names) == 2
+    one = make_synthetic(kind=kind, n=3, image_size=48, seed=2, start=9)
+    assert one.images.shape == (3, 1, 48, 48)
+    assert np.array_equal(one.images[:, 0], dataset.images[2:5, 0])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"kind": "ct"}, "radiograph, ultrasound, mr"),
+        ({"difficulty": "trivial"}, "easy, medium, hard"),
+        ({"image_size": 35}, "at least 36"),
+        ({"image_size": 64.0}, "at least 36"),
+        ({"channels": 2}, "1 \\(grey\\) or 3"),
+        ({"n": 0}, "at least 1"),
+        ({"seed": -1}, "at least 0"),
+        ({"start": -1}, "at least 0"),
+    ],
+)
+def test_bad_arguments(keywords: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        make_synthetic(**keywords)  # type: ignore[arg-type]
+
+
+def test_bad_numbers() -> None:
+    with pytest.raises(ConfigurationError, match="number the images from 0"):
+        render("mr", "easy", 64, 0, [0, -1])
+    assert len(render("mr", "easy", 64, 0, [])[0]) == 0
+
+
+def test_noise_has_unit_variance_and_is_smooth() -> None:
+    rng = np.random.default_rng(0)
+    noise = fractal_noise(rng.standard_normal((200, octave_values((3, 12))), np.float32), (3, 12), 40)
+    assert noise.shape == (200, 40, 40) and noise.dtype == np.float32
+    assert np.abs(noise.std(0) - 1).max() < 0.25
+    flat = smooth_noise(rng.standard_normal((50, 6 * 4), np.float32), 3, 1, 40)
+    assert np.abs(np.diff(flat, axis=2)).max() < np.abs(np.diff(flat, axis=1)).max()
+
+
+def test_stroke_measures_distance() -> None:
+    x, y = axes(64)
+    point = np.full((1, 1, 1), 0.5, np.float32)
+    one, none = np.ones_like(point), np.zeros_like(point)
+    distance = stroke(x, y, (point, point), (one, none), 0.2 * one, 0.1 * one)
+    assert distance.shape == (1, 64, 64)
+    # (x, y) = (.5078, .1016): straight above the stroke; (.9922, .5078): beyond its end.
+    assert distance[0, 6, 32] == pytest.approx(0.5 - 6.5 / 64 - 0.1, abs=1e-6)
+    assert distance[0, 32, 63] == pytest.approx(np.hypot(63.5 / 64 - 0.7, 0.5 / 64) - 0.1, abs=1e-6)
+    area = cover(distance, 1 / 64).mean()
+    assert area == pytest.approx(0.4 * 0.2 + np.pi * 0.1**2, abs=2e-3)
