@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
@@ -70,7 +71,9 @@ class MaskAgent(ABC):
         self.num_timesteps = 0
         self.updates = 0
         self._reset_done = False
+        #: the network that learns; predictions come from `averaged`, its moving average.
         self.policy: nn.Module = self._make_policy().to(self.device)
+        self.averaged = AveragedModel(self.policy, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
 
     # ---- to be written by each agent -----------------------------------------------------------------------------
 
@@ -120,12 +123,12 @@ class MaskAgent(ABC):
                 self.policy.train()
                 observation, metrics = self._update(self.env, observation)
                 self.updates += 1
+                self.averaged.update_parameters(self.policy)
                 bar.update(self.num_timesteps - before)
                 if callback is not None:
                     metrics["time/fps"] = (self.num_timesteps - start) / (time.perf_counter() - began)
                     if callback(self, metrics) is False:
                         break
-        self.policy.eval()
         return self
 
     def _check_env(self, env: MaskVectorEnv) -> None:
@@ -136,7 +139,6 @@ class MaskAgent(ABC):
     @torch.no_grad()
     def scores(self, observation: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.float32]:
         """The ranking of the cells: (C, H, W) or (N, C, H, W) uint8 → (N, g, g) float32, higher = rather selected."""
-        self.policy.eval()
         result: npt.NDArray[np.float32] = self._scores(self._images(observation)).float().cpu().numpy()
         return result
 
@@ -153,14 +155,17 @@ class MaskAgent(ABC):
         `state` is handed back and `episode_start` is not looked at: they are there for Stable-Baselines3's
         `evaluate_policy`, and no agent here has a memory. `deterministic`: the top cells instead of a draw.
         """
-        self.policy.eval()
         scores = self._scores(self._images(observation))
         cells = top_cells(scores, self.spec.cells) if deterministic else self._sample(scores)
         actions: npt.NDArray[np.int8] = cells.flatten(1).to(torch.int8).cpu().numpy()
         return (actions[0] if observation.ndim == 3 else actions), state
 
     def _scores(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.policy(to_float(images))
+        network = self.averaged.module.eval()
+        scores: Tensor = network(to_float(images))
+        if self.settings.mirror:
+            # The same picture in a mirror: its scores, mirrored back, are a second opinion.
+            scores = (scores + network(to_float(images.flip(-1))).flip(-1)) / 2
         return scores
 
     def _images(self, observation: npt.NDArray[np.uint8] | Tensor) -> Tensor:
@@ -177,7 +182,7 @@ class MaskAgent(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """The policy's weights and settings in one safetensors file; `load` and `maskaug.load_masker` read it."""
-        write_state(path, {"about": self._about(), "policy": dict(self.policy.state_dict())})
+        write_state(path, {"about": self._about(), "policy": dict(self.averaged.module.state_dict())})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> Self:
@@ -191,7 +196,7 @@ class MaskAgent(ABC):
         if agent.spec != spec:
             raise CheckpointError(f"{path} was trained on {spec}, but the environment has {agent.spec}")
         agent.policy.load_state_dict(state["policy"])
-        agent.policy.eval()
+        agent.averaged.module.load_state_dict(state["policy"])
         return agent
 
     def save_checkpoint(self, path: str | os.PathLike[str], **extra: Any) -> None:
@@ -203,6 +208,7 @@ class MaskAgent(ABC):
             {
                 "about": self._about(),
                 "policy": dict(self.policy.state_dict()),
+                "averaged": dict(self.averaged.state_dict()),
                 "learning": self._learning_state(),
                 "generator": self.generator.get_state(),
                 "num_timesteps": self.num_timesteps,
@@ -224,6 +230,7 @@ class MaskAgent(ABC):
             )
         self.env.game.load_state(state["game"])
         self.policy.load_state_dict(state["policy"])
+        self.averaged.load_state_dict(state["averaged"])
         self._load_learning_state(state["learning"])
         self.generator.set_state(state["generator"])
         self.num_timesteps, self.updates = state["num_timesteps"], state["updates"]

@@ -46,9 +46,10 @@ from maskaug.agents.agent import GridSpec, MaskAgent
 from maskaug.agents.networks import GridPolicy
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.networks import seeded_weights, to_float
+from maskaug.envs.networks import SmallClassifier, seeded_weights, to_float
 
 LOSSES = ("reinforce", "published")
+INITS = ("auto", "judge", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,10 @@ class APGASettings:
             ("reinforce" only).
         normalise: divide a batch's advantages by their root mean square ("reinforce" only).
         max_grad_norm: gradients are clipped to this norm.
+        average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
+        mirror: let the policy see half of its images mirrored, and average both views when it predicts.
+        init: "judge" starts the policy's trunk from the judge's weights, "random" from the seed, "auto" from the judge
+            where it is a `SmallClassifier` of the same width, else from the seed.
         width: channels of the policy's first stage, a multiple of 8.
         loss_scale: the published loss's factor on its first term (100 in the authors' code).
         penalty_none: the published price of claiming pixels, weight of |A|·BCE(P, 0).
@@ -71,9 +76,12 @@ class APGASettings:
 
     loss: str = "reinforce"
     learning_rate: float = 2e-3
-    entropy: float = 0.01
+    entropy: float = 0.05
     normalise: bool = True
     max_grad_norm: float = 1.0
+    average: float = 0.98
+    mirror: bool = True
+    init: str = "auto"
     width: int = 16
     loss_scale: float = 100.0
     penalty_none: float = 0.1
@@ -85,6 +93,10 @@ class APGASettings:
             raise ConfigurationError(f"loss={self.loss!r} is unknown; use one of {LOSSES}")
         if not 0 < self.learning_rate < float("inf") or not 0 < self.max_grad_norm:
             raise ConfigurationError("learning_rate and max_grad_norm must be above 0")
+        if self.init not in INITS:
+            raise ConfigurationError(f"init={self.init!r} is unknown; use one of {INITS}")
+        if not 0 <= self.average < 1:
+            raise ConfigurationError(f"average={self.average} must be at least 0 and below 1")
         if self.width < 8 or self.width % 8:
             raise ConfigurationError(f"width={self.width} must be a multiple of 8 (GroupNorm has 8 groups)")
         if not 0 <= self.baseline_decay < 1:
@@ -122,7 +134,17 @@ class APGA(MaskAgent):
 
     def _make_policy(self) -> nn.Module:
         with seeded_weights(self.seed):
-            return GridPolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width)
+            policy = GridPolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width)
+        if self.env is not None and self.settings.init != "random":
+            judge = self.env.game.reward_model.model
+            if isinstance(judge, SmallClassifier) and judge.width == self.settings.width:
+                policy.trunk.load_state_dict(judge.trunk.state_dict())
+            elif self.settings.init == "judge":
+                raise ConfigurationError(
+                    f"init='judge' needs a SmallClassifier of width {self.settings.width} as the judge, not "
+                    f"{type(judge).__name__}; use init='random'"
+                )
+        return policy
 
     def _check_env(self, env: MaskVectorEnv) -> None:
         tries = env.game.repeat
@@ -139,7 +161,12 @@ class APGA(MaskAgent):
 
     def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8]) -> tuple[Any, dict[str, float]]:
         images = to_float(torch.from_numpy(observation).to(self.device))
-        scores = self.policy(images)
+        if self.settings.mirror:
+            flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None]
+            scores = self.policy(torch.where(flip[:, None], images.flip(-1), images))
+            scores = torch.where(flip, scores.flip(-1), scores)
+        else:
+            scores = self.policy(images)
         loss, observation, metrics = (self._published if self.settings.loss == "published" else self._reinforce)(
             env, scores
         )

@@ -67,7 +67,8 @@ def _spline(size: int, cells: int) -> Array:
     at = (np.arange(size) + 0.5)[:, None] / size * cells - np.arange(-1, cells + 2)[None, :]
     far = np.abs(at)
     weights = np.where(far < 1, 2 / 3 - far**2 + far**3 / 2, np.clip(2 - far, 0, None) ** 3 / 6)
-    return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
+    unit: Array = (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def noise_values(rows: int, columns: int) -> int:
@@ -88,7 +89,7 @@ def smooth_noise(values: Array, rows: int, columns: int, size: int) -> Array:
         (N, size, size) float32.
     """
     grid = values.reshape(len(values), rows + 3, columns + 3)
-    result: Array = _spline(size, rows) @ grid @ _spline(size, columns).T
+    result: Array = np.matmul(np.matmul(_spline(size, rows), grid), _spline(size, columns).T)
     return result
 
 
@@ -108,7 +109,7 @@ def fractal_noise(values: Array, octaves: Sequence[int], size: int) -> Array:
     Returns:
         (N, size, size) float32.
     """
-    weights = np.array([k**-1.0 for k in octaves])
+    weights = 1 / np.array(octaves, np.float64)
     weights /= np.linalg.norm(weights)
     total = np.zeros((len(values), size, size), np.float32)
     start = 0
@@ -149,7 +150,8 @@ def stroke(
     """Signed distance (N, H, W) float32 from a straight stroke with round ends.
 
     Args:
-        x, y: the pixels' axes.
+        x: the pixels' axis to the right, (1, 1, W).
+        y: the pixels' axis downwards, (1, H, 1).
         middle: the stroke's middle point.
         direction: cosine and sine of its angle.
         half: half its length, unit coordinates.

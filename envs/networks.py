@@ -49,6 +49,7 @@ class SmallClassifier(nn.Module):
 
     def __init__(self, in_channels: int = 1, classes: int = 2, width: int = 16) -> None:
         super().__init__()
+        self.width = width
         self.trunk = ConvTrunk(in_channels, width)
         self.head = nn.Linear(2 * self.trunk.out_channels, classes)
 

@@ -13,16 +13,18 @@ from maskaug.envs.drawing import axes, cover, fractal_noise, octave_values, smoo
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.synthetic import CHUNK, CONTRAST, DIFFICULTIES, KINDS, make_synthetic, render
 
+Drawn = tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
+
 GRID = 8
 KEPT = 16  # 25 % of the cells
 #: Brightness and darkness; a mass in ultrasound is dark by nature, and dark shadows elsewhere only go so far.
-BRIGHTEST, DARKEST = 0.45, {"radiograph": 0.45, "ultrasound": 0.60, "mr": 0.45}
+BRIGHTEST, DARKEST = 0.45, {"radiograph": 0.45, "ultrasound": 0.55, "mr": 0.45}
+#: Share of the change that lies in the region; a step shifts the rest of the shaft, a shadow falls below its mass.
+LOCAL = {"radiograph": 0.5, "ultrasound": 0.5, "mr": 0.6}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def drawn(
-    request: pytest.FixtureRequest,
-) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def drawn(request: pytest.FixtureRequest) -> Drawn:
     return (request.param, *render(request.param, "medium", 64, 3, np.arange(2400)))
 
 
@@ -57,10 +59,11 @@ def test_image_depends_on_its_number_alone(kind: str, difficulty: str) -> None:
 
 
 def test_nothing_global_is_drawn_from() -> None:
-    np.random.seed(0)  # noqa: NPY002 (the global generator is what must be left alone)
-    before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]  # noqa: NPY002
+    np.random.seed(0)
+    expected = np.random.random(3)
+    np.random.seed(0)
     render("radiograph", "medium", 64, 0, [0, 1])
-    assert np.array_equal(before, np.random.get_state()[1])  # type: ignore[index]  # noqa: NPY002
+    assert np.array_equal(np.random.random(3), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,7 +71,7 @@ def test_nothing_global_is_drawn_from() -> None:
 def test_every_size(kind: str, size: int) -> None:
     images, labels, regions = render(kind, "medium", size, 0, np.arange(24))
     assert images.shape == regions.shape == (24, size, size)
-    assert images.dtype == np.uint8 and labels.dtype == np.int64 and regions.dtype == np.bool_
+    assert [str(a.dtype) for a in (images, labels, regions)] == ["uint8", "int64", "bool"]
     assert np.array_equal(regions.any((1, 2)), labels == 1)
     assert images.std((1, 2)).min() > 5
     # The scene does not change with the size.
@@ -93,13 +96,7 @@ def test_classes_differ_inside_the_region(kind: str, size: int, monkeypatch: pyt
     assert inside.mean() > LOCAL[kind]
 
 
-#: Share of the change that lies in the region; a step shifts the rest of the shaft, a shadow falls below its mass.
-LOCAL = {"radiograph": 0.5, "ultrasound": 0.5, "mr": 0.6}
-
-
-def test_labels_balanced_and_region_small(
-    drawn: tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]],
-) -> None:
+def test_labels_balanced_and_region_small(drawn: Drawn) -> None:
     _, _, labels, regions = drawn
     assert abs(labels.mean() - 0.5) < 0.04
     assert np.array_equal(regions.any((1, 2)), labels == 1)
@@ -108,9 +105,7 @@ def test_labels_balanced_and_region_small(
     assert retention(cells(ill), ill) > 0.98
 
 
-def test_neither_brightness_nor_position_finds_it(
-    drawn: tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]],
-) -> None:
+def test_neither_brightness_nor_position_finds_it(drawn: Drawn) -> None:
     kind, images, labels, regions = drawn
     images, regions = images[labels == 1], regions[labels == 1]
     assert retention(cells(images), regions) < BRIGHTEST
@@ -121,9 +116,7 @@ def test_neither_brightness_nor_position_finds_it(
     assert retention(-(line[:, None] ** 2 + line[None, :] ** 2).ravel(), regions) < 0.40
 
 
-def test_no_global_statistic_tells_the_class(
-    drawn: tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]],
-) -> None:
+def test_no_global_statistic_tells_the_class(drawn: Drawn) -> None:
     _, images, labels, _ = drawn
     histogram = np.stack([np.histogram(image, 16, (0, 256))[0] for image in images])
     features = np.column_stack([images.mean((1, 2)), images.std((1, 2)), histogram])
@@ -137,7 +130,8 @@ def test_difficulties_are_in_order(kind: str) -> None:
     assert signs == sorted(signs, reverse=True)
     # The same scene, labels and regions at every difficulty.
     easy, hard = (render(kind, difficulty, 64, 0, np.arange(20)) for difficulty in ("easy", "hard"))
-    assert np.array_equal(easy[1], hard[1]) and np.array_equal(easy[2], hard[2])
+    assert np.array_equal(easy[1], hard[1])
+    assert np.array_equal(easy[2], hard[2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,7 +139,7 @@ def test_make_synthetic(kind: str) -> None:
     dataset = make_synthetic(kind=kind, n=10, image_size=48, channels=3, seed=2, start=7)
     assert dataset.images.shape == (10, 3, 48, 48)
     assert np.array_equal(dataset.images[:, 0], dataset.images[:, 2])
-    assert dataset.name == f"synthetic-{kind}" and dataset.source == "synthetic"
+    assert (dataset.name, dataset.source) == (f"synthetic-{kind}", "synthetic")
     assert dataset.names[0] == f"synthetic-{kind}/medium/seed2/7"
     assert np.array_equal(dataset.groups, np.arange(7, 17))
     assert len(dataset.class_names) == 2
@@ -181,7 +175,8 @@ def test_bad_numbers() -> None:
 def test_noise_has_unit_variance_and_is_smooth() -> None:
     rng = np.random.default_rng(0)
     noise = fractal_noise(rng.standard_normal((200, octave_values((3, 12))), np.float32), (3, 12), 40)
-    assert noise.shape == (200, 40, 40) and noise.dtype == np.float32
+    assert noise.shape == (200, 40, 40)
+    assert noise.dtype == np.float32
     assert np.abs(noise.std(0) - 1).max() < 0.25
     flat = smooth_noise(rng.standard_normal((50, 6 * 4), np.float32), 3, 1, 40)
     assert np.abs(np.diff(flat, axis=2)).max() < np.abs(np.diff(flat, axis=1)).max()
