@@ -67,6 +67,7 @@ class APGASettings:
         mirror: let the policy see half of its images mirrored, and average both views when it predicts.
         init: "judge" starts the policy's trunk from the judge's weights, "random" from the seed, "auto" from the judge
             where it is a `SmallClassifier` of the same width, else from the seed.
+        smooth: whether the policy's map is smoothed over neighbouring cells.
         width: channels of the policy's first stage, a multiple of 8.
         loss_scale: the published loss's factor on its first term (100 in the authors' code).
         penalty_none: the published price of claiming pixels, weight of |A|·BCE(P, 0).
@@ -82,6 +83,7 @@ class APGASettings:
     average: float = 0.98
     mirror: bool = True
     init: str = "auto"
+    smooth: bool = True
     width: int = 16
     loss_scale: float = 100.0
     penalty_none: float = 0.1
@@ -134,7 +136,7 @@ class APGA(MaskAgent):
 
     def _make_policy(self) -> nn.Module:
         with seeded_weights(self.seed):
-            policy = GridPolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width)
+            policy = GridPolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width, self.settings.smooth)
         if self.env is not None and self.settings.init != "random":
             judge = self.env.game.reward_model.model
             if isinstance(judge, SmallClassifier) and judge.width == self.settings.width:
@@ -175,7 +177,7 @@ class APGA(MaskAgent):
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
         self.optimiser.step()
         metrics["train/loss"] = float(loss.detach())
-        if not np.isnan(env.game.judge_loss):
+        if env.game.joint:
             metrics["train/judge_loss"] = env.game.judge_loss
         return observation, metrics
 

@@ -1,8 +1,13 @@
-"""How good masks are: retention of the known region at equal area, with the controls that a mask is never without."""
+"""How good masks are, with the controls that a mask is never without, all at the same area.
+
+Two measures: retention, the share of the known region that a mask selects; and gain, what a frozen judge says of hiding
+the selected part.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,73 +17,150 @@ from torch import Tensor
 from maskaug.agents.agent import GridSpec
 from maskaug.agents.heuristics import FixedMask, RandomMasks
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.masking import cells_to_mask, mask_to_cells, retention, top_cells
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.masking import cells_to_mask, filler, hide, mask_to_cells, retention, top_cells
+from maskaug.envs.rewards import ClassifierReward
 
-#: how often random masks are drawn and masks are swapped; the mean over them is reported.
-DRAWS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskReport:
-    """Retention of one ranking and of its controls, all at the same area.
-
-    Attributes:
-        retention: name → (M,) float, the retention of each image with a region. "agent"; "swapped", the agent's own
-            masks on other images; "random"; "centre"; "mean_region", where the training regions mostly are;
-            "ceiling", the best cells for each image.
-        area: the share of the image that every mask selects.
-    """
-
-    retention: dict[str, npt.NDArray[np.float64]]
-    area: float
-
-    @property
-    def means(self) -> dict[str, float]:
-        """Name → mean retention."""
-        return {name: float(values.mean()) for name, values in self.retention.items()}
+#: how often random masks are drawn and masks are swapped; an image's figure is the mean over the draws.
+DRAWS = 10
+CHUNK = 64
 
 
-def mask_report(
+def control_masks(
     scores: npt.NDArray[np.float32], dataset: ImageDataset, train: ImageDataset, spec: GridSpec, seed: int = 0
-) -> MaskReport:
-    """Score a ranking of cells against the known regions, beside its controls.
+) -> dict[str, list[Tensor]]:
+    """A ranking's masks and its controls as cells, (N, g, g) bool each; several draws where there is chance.
 
     Args:
-        scores: (N, g, g) for all images of `dataset`; those without a region are passed over.
+        scores: (N, g, g), of all images of `dataset`.
         dataset: held-out images.
         train: the training images, for the mean region.
         spec: grid and number of cells.
         seed: of random masks and swaps.
+
+    Returns:
+        "agent"; "swapped", the agent's own masks, each on another image; "random"; "centre"; and where regions are
+        known "mean_region", the one mask that the training regions favour, and "ceiling", the best for each image.
     """
-    assert dataset.regions is not None
-    has = dataset.regions.any(axis=(1, 2))
-    regions = torch.from_numpy(np.ascontiguousarray(dataset.regions[has]))
-    own = top_cells(torch.from_numpy(scores[has]), spec.cells)
-    images = dataset.images[has]
+    n, k = len(dataset), spec.cells
+    if n < 2:
+        raise ConfigurationError(f"{dataset.name} has {n} image here; the controls of a mask need at least two")
     rng = np.random.default_rng(seed)
     random = RandomMasks(spec, seed)
-    n = len(images)
-    swaps = [_kept(own[_derangement(rng, n)], regions) for _ in range(DRAWS)] if n > 1 else [np.full(1, np.nan)]
-    draws = [_kept(top_cells(torch.from_numpy(random.scores(images)), spec.cells), regions) for _ in range(DRAWS)]
-    fixed = {"centre": FixedMask.centre(spec), "mean_region": FixedMask.mean_region(spec, train)}
-    best = top_cells(mask_to_cells(regions, spec.grid), spec.cells)
+    own = top_cells(torch.from_numpy(scores), k)
+    masks = {
+        "agent": [own],
+        "swapped": [own[_derangement(rng, n)] for _ in range(DRAWS)],
+        "random": [top_cells(torch.from_numpy(random.scores(dataset.images)), k) for _ in range(DRAWS)],
+        "centre": [top_cells(torch.from_numpy(FixedMask.centre(spec).scores(dataset.images)), k)],
+    }
+    if dataset.regions is not None and train.regions is not None and train.regions.any():
+        fixed = FixedMask.mean_region(spec, train)
+        masks["mean_region"] = [top_cells(torch.from_numpy(fixed.scores(dataset.images)), k)]
+        best = mask_to_cells(torch.from_numpy(np.ascontiguousarray(dataset.regions)), spec.grid)
+        masks["ceiling"] = [top_cells(best, k)]
+    return masks
+
+
+def retentions(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[str, npt.NDArray[np.float64]]:
+    """Name → (M,) retention of every image that has a region, averaged over the draws."""
+    if dataset.regions is None or not dataset.regions.any():
+        return {}
+    has = np.flatnonzero(dataset.regions.any(axis=(1, 2)))
+    regions = torch.from_numpy(np.ascontiguousarray(dataset.regions[has]))
+    size = regions.shape[1:]
+    return {
+        name: np.mean([retention(cells_to_mask(d[has], *size), regions).double().numpy() for d in draws], axis=0)
+        for name, draws in masks.items()
+    }
+
+
+def gains(
+    masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset, judge: ClassifierReward, fill: str, seed: int = 0
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Name → (N,) gain of hiding each image's mask, by the judge as it is now; the first draw where there are several."""
+    assert dataset.labels is not None
+    generator = torch.Generator().manual_seed(seed)
+    result: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in masks}
+    for start in range(0, len(dataset), CHUNK):
+        rows = slice(start, start + CHUNK)
+        images = torch.from_numpy(np.array(dataset.images[rows])).to(judge.device)
+        labels = torch.from_numpy(dataset.labels[rows]).to(judge.device)
+        noise = torch.randn(images.shape, generator=generator).to(judge.device) if fill == "noise" else None
+        filling = filler(images, fill, noise)
+        clean = judge.logits(images)
+        for name, draws in masks.items():
+            mask = cells_to_mask(draws[0][rows].to(judge.device), *images.shape[2:])
+            result[name].append(judge.score(hide(images, mask, filling), clean, labels)["gain"].double().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in result.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskReport:
+    """What an evaluation of a mask says: means over images, per control.
+
+    Attributes:
+        area: share of the image that every mask selects.
+        retention: name → mean retention; empty without known regions.
+        gain: name → mean gain; empty without a judge.
+        images: number of images; of those with a region for retention.
+    """
+
+    area: float
+    retention: dict[str, float]
+    gain: dict[str, float]
+    images: int
+
+    def flat(self, prefix: str) -> dict[str, float]:
+        """{"<prefix>.retention.agent": …, "<prefix>.gain.random": …, "<prefix>.area": …}, for results.json."""
+        return {
+            f"{prefix}.area": self.area,
+            f"{prefix}.images": float(self.images),
+            **{f"{prefix}.retention.{name}": value for name, value in self.retention.items()},
+            **{f"{prefix}.gain.{name}": value for name, value in self.gain.items()},
+        }
+
+    def table(self) -> str:
+        """A plain text table for the terminal, the controls under the agent."""
+        names = list(self.gain or self.retention)
+        lines = [f"{'mask at ' + format(self.area, '.0%') + ' area':<22}{'region kept':>13}{'judge’s gain':>15}"]
+        for name in names:
+            kept = f"{self.retention[name]:.3f}" if name in self.retention else "–"
+            gain = f"{self.gain[name]:+.3f}" if name in self.gain else "–"
+            lines.append(f"{TITLES[name]:<22}{kept:>13}{gain:>15}")
+        return "\n".join(lines)
+
+
+TITLES = {
+    "agent": "the agent's",
+    "swapped": "its own, swapped",
+    "random": "random",
+    "centre": "centre",
+    "mean_region": "mean training region",
+    "ceiling": "best cells (ceiling)",
+}
+
+
+def mask_report(
+    scores: npt.NDArray[np.float32],
+    dataset: ImageDataset,
+    train: ImageDataset,
+    spec: GridSpec,
+    *,
+    judge: ClassifierReward | None = None,
+    fill: str = "zero",
+    seed: int = 0,
+) -> MaskReport:
+    """Score a ranking of cells, (N, g, g) for all images of `dataset`, beside its controls; see `control_masks`."""
+    masks = control_masks(scores, dataset, train, spec, seed)
+    kept = retentions(masks, dataset)
+    gained = {} if judge is None else gains(masks, dataset, judge, fill, seed)
     return MaskReport(
-        {
-            "agent": _kept(own, regions),
-            "swapped": np.mean(swaps, axis=0),
-            "random": np.mean(draws, axis=0),
-            **{
-                name: _kept(top_cells(torch.from_numpy(mask.scores(images)), spec.cells), regions)
-                for name, mask in fixed.items()
-            },
-            "ceiling": _kept(best, regions),
-        },
         spec.cells / spec.grid**2,
+        {name: float(values.mean()) for name, values in kept.items()},
+        {name: float(values.mean()) for name, values in gained.items()},
+        len(dataset),
     )
-
-
-def _kept(cells: Tensor, regions: Tensor) -> npt.NDArray[np.float64]:
-    return retention(cells_to_mask(cells, *regions.shape[1:]), regions).double().numpy()
 
 
 def _derangement(rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:

@@ -65,6 +65,8 @@ class MaskGame:
         judge_batch: images a judge's update is made of, however many slots there are.
         reward_model: "small", a .safetensors path, or a module (N, C, H, W) float in [0, 1] → logits. A module is
             used as it is, not copied: with joint=True it is trained in place.
+        only_class: play only the images of this class (its name); None plays all. With joint=False only: a judge that
+            learned from one class would answer with it always.
         repeat: tries on one image before the next, one episode each.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …: where the judge lives and masks are made.
         seed: of splits, synthetic images, crops and a new judge's first weights. Episodes are seeded by `reset(seed=)`.
@@ -91,6 +93,7 @@ class MaskGame:
         judge_lr: float | None = None,
         judge_batch: int | None = None,
         reward_model: str | os.PathLike[str] | nn.Module | None = None,
+        only_class: str | None = None,
         repeat: int = 1,
         device: str | torch.device = "auto",
         seed: int = 0,
@@ -119,6 +122,15 @@ class MaskGame:
             )
         if dataset.labels is None:
             raise ConfigurationError(f"{dataset.name} has no labels, and objective={objective!r} needs them")
+        if only_class is not None:
+            if joint:
+                raise ConfigurationError("only_class needs a frozen judge: add joint=False and reward_model=FILE")
+            if only_class not in dataset.class_names:
+                raise ConfigurationError(
+                    f"only_class={only_class!r} is not a class of {dataset.name}: {dataset.class_names}"
+                )
+            dataset = dataset.subset(dataset.labels == dataset.class_names.index(only_class))
+        assert dataset.labels is not None
         self.num_envs, self.dataset, self.repeat, self.fill = num_envs, dataset, repeat, fill
         self.joint, self.judge_batch = joint, 32 if judge_batch is None else judge_batch
         self.rule = ActionRule(action, grid, dataset.shape[1:], area, area_price, patch_cells)

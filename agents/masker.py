@@ -1,0 +1,72 @@
+"""`load_masker`: a trained masker as a plain function, for people's own training loops. No environment is needed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from maskaug.agents.agent import MaskAgent
+from maskaug.agents.apga import APGA
+from maskaug.agents.checkpoint import CheckpointError, read_state
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
+
+#: every agent whose file `load_masker` and the command line can read.
+AGENTS: dict[str, type[MaskAgent]] = {"APGA": APGA}
+
+
+def load_agent(path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> MaskAgent:
+    """The agent that a file holds, whichever it is."""
+    name = read_state(path).get("about", {}).get("agent")
+    if name not in AGENTS:
+        raise CheckpointError(f"{path} holds {name or 'no agent'}; known are {', '.join(AGENTS)}")
+    return AGENTS[name].load(path, env=env, device=device)
+
+
+class Masker:
+    """Images in, masks out: the cells that the agent scores highest.
+
+    Args:
+        agent: a trained agent.
+        area: the share to select; None takes the area that the agent was trained for.
+    """
+
+    def __init__(self, agent: MaskAgent, area: float | None = None) -> None:
+        self.agent = agent
+        grid = agent.spec.grid
+        self.cells = agent.spec.cells if area is None else cells_for_area(area, grid)
+        if not 1 <= self.cells < grid * grid:
+            raise ConfigurationError(
+                f"area={area!r} must hold at least one of the {grid}×{grid} cells and not all of them"
+            )
+
+    @overload
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]: ...
+
+    @overload
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+    def __call__(self, images: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.bool_] | Tensor:
+        """(N, C, H, W) or (C, H, W) uint8 → (N, H, W) or (H, W) bool, 1 = selected, of the same kind and device."""
+        scores = torch.from_numpy(self.agent.scores(images))
+        mask = cells_to_mask(top_cells(scores, self.cells), *self.agent.spec.image_shape[1:])
+        mask = mask[0] if images.ndim == 3 else mask
+        return mask.to(images.device) if isinstance(images, Tensor) else mask.numpy()
+
+
+def load_masker(
+    path: str | os.PathLike[str], *, area: float | None = None, device: str | torch.device = "auto"
+) -> Masker:
+    """The masker in a file that an agent's `save`, or a run's `masker.safetensors`, holds. Executes nothing.
+
+    Args:
+        path: the safetensors file.
+        area: the share of the image to select; None takes the area it was trained for.
+        device: where the network runs.
+    """
+    return Masker(load_agent(path, device=device), area)

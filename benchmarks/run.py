@@ -1,0 +1,162 @@
+"""A run's folder: config.json, metrics.csv, tensorboard/, checkpoints/, results.json, masks.png.
+
+A killed run continues from its last checkpoint as if nothing had happened: rows that were written after it are dropped
+and written again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.tensorboard import SummaryWriter
+
+from maskaug.agents.checkpoint import keep_last, newest
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.files import atomic_write, write_json
+
+STEP = "timesteps"
+
+
+class RunFolder:
+    """One run's files.
+
+    Args:
+        path: the folder; made if it does not exist.
+        config: what the run was asked for, JSON.
+        resume: continue in a folder that holds a run. Without it such a folder is an error: nothing is overwritten.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool) -> None:
+        self.path = Path(path)
+        file = self.path / "config.json"
+        asked = json.loads(json.dumps(config))
+        if file.exists():
+            if not resume:
+                raise ConfigurationError(
+                    f"{self.path} holds a run already; add --resume to continue it, or choose another --out"
+                )
+            before = json.loads(file.read_text(encoding="utf-8"))["asked"]
+            changed = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
+            if changed:
+                raise ConfigurationError(
+                    f"{self.path} holds a run with another {', '.join(changed)}; --resume continues a run with the same "
+                    "arguments (only --total-timesteps may grow)"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ConfigurationError(f"{self.path} is not empty and holds no run; choose another --out")
+        self.asked = asked
+        self._csv = self.path / "metrics.csv"
+        self._writer: SummaryWriter | None = None
+        self._columns: list[str] = []
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The last checkpoint, or None."""
+        return newest(self.checkpoints)
+
+    def start(self, resolved: Mapping[str, Any], step: int) -> None:
+        """Write config.json and open the logs at `step`; rows of later steps are dropped.
+
+        Args:
+            resolved: everything that was resolved from what was asked for (data digest, device, settings).
+            step: the number of timesteps of the checkpoint that the run continues from; 0 at the beginning.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "config.json", {"asked": self.asked, "resolved": dict(resolved), "versions": versions()})
+        self.tidy()
+        rows: list[dict[str, str]] = []
+        if self._csv.exists():
+            with self._csv.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                # A row that a kill cut short has no line end and too few fields; it is later than the checkpoint.
+                rows = [r for r in reader if None not in r.values() and r[STEP].isdigit() and int(r[STEP]) <= step]
+                self._columns = list(reader.fieldnames or [])
+        if self._columns:
+            atomic_write(self._csv, lambda path: self._write_rows(path, rows))
+        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, step: int, metrics: Mapping[str, float], *, csv_row: bool = True) -> None:
+        """One row of metrics.csv, and the same to TensorBoard. time/… goes to TensorBoard alone: it never repeats."""
+        assert self._writer is not None
+        for name, value in metrics.items():
+            if np.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+        if not csv_row:
+            return
+        row = {STEP: step, **{k: v for k, v in metrics.items() if not k.startswith("time/")}}
+        if not self._columns:
+            self._columns = list(row)
+            atomic_write(self._csv, lambda path: self._write_rows(path, []))
+        with self._csv.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def image(self, name: str, picture: npt.NDArray[np.uint8], step: int) -> None:
+        """(h, w, 3) uint8 to TensorBoard."""
+        assert self._writer is not None
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def checkpoint_path(self, step: int) -> Path:
+        """The file of the checkpoint at `step`; names sort by step."""
+        return self.checkpoints / f"{step:012d}.safetensors"
+
+    def tidy(self) -> None:
+        """Keep the last two checkpoints."""
+        keep_last(self.checkpoints, 2)
+
+    def results(self, values: Mapping[str, float]) -> None:
+        """Merge flat metric → number into results.json; what is not finite is left out."""
+        file = self.path / "results.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        write_json(file, {**known, **{k: v for k, v in values.items() if np.isfinite(v)}})
+
+    def close(self) -> None:
+        """Flush the logs."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write_rows(self, path: Path, rows: list[dict[str, str]]) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """config.json of a run's folder."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise ConfigurationError(
+            f"{path} is not a run's folder (it has no config.json); give the --out of a `maskaug train`"
+        )
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, and the commit where there is one."""
+    found = {"python": platform.python_version()}
+    for name in ("maskaug", "torch", "gymnasium", "numpy", "stable-baselines3", "opencv-python-headless", "pillow"):
+        found[name] = metadata.version(name)
+    here = Path(__file__).resolve().parent
+    try:
+        found["commit"] = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        found["commit"] = "not a checkout"
+    return found

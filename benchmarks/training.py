@@ -1,0 +1,223 @@
+"""Training an agent into a run's folder, and evaluating what lies in one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from maskaug.agents.agent import MaskAgent
+from maskaug.agents.masker import AGENTS, Masker, load_agent
+from maskaug.benchmarks.masks import MaskReport, mask_report
+from maskaug.benchmarks.run import RunFolder, read_config
+from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
+from maskaug.envs.environment import MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.game import resolve_device
+from maskaug.envs.judges import load_judge, save_judge
+from maskaug.envs.rendering import mask_row, save_picture, sheet
+from maskaug.envs.rewards import ClassifierReward
+
+MASKER, JUDGE = "masker.safetensors", "judge.safetensors"
+Print = Callable[[str], None]
+
+
+def env_keywords(env_id: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The registered keywords of an id, with the given ones (those that are not None) over them."""
+    try:
+        spec = gym.spec(env_id)
+    except gym.error.Error as error:
+        raise ConfigurationError(f"{error}. `maskaug envs` lists the ids") from None
+    return {**spec.kwargs, **{k: v for k, v in keywords.items() if v is not None}}
+
+
+def dataset_of(keywords: Mapping[str, Any], split: str | None = None) -> ImageDataset:
+    """The data set that an environment with these keywords plays on, in its own or another split."""
+    name = keywords["dataset"]
+    wanted = {"root", "split", "image_size", "channels", "seed", *dataset_options(name)}
+    chosen = {k: v for k, v in keywords.items() if k in wanted}
+    if split is not None:
+        chosen["split"] = split
+    with warnings.catch_warnings():
+        # The environment has said already that it plays on a stand-in.
+        warnings.simplefilter("ignore", UserWarning)
+        return load_dataset(name, **chosen)
+
+
+def train(
+    agent_name: str,
+    env_id: str,
+    *,
+    out: Path,
+    total_timesteps: int,
+    num_envs: int,
+    seed: int,
+    device: str,
+    env: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    checkpoint_every: int,
+    resume: bool,
+    progress_bar: bool,
+    say: Print = print,
+) -> dict[str, float]:
+    """Train an agent; leaves `RunFolder`'s files, masker.safetensors and judge.safetensors in `out`.
+
+    Args:
+        agent_name: a key of `AGENTS`.
+        env_id: a registered id.
+        out: the run's folder.
+        total_timesteps: masks to be judged in all, earlier parts of a resumed run included.
+        num_envs: images a batch.
+        seed: of everything that is drawn.
+        device: "auto", "cpu", "cuda", …
+        env: keywords of the environment over its registered ones.
+        settings: the agent's settings.
+        checkpoint_every: timesteps between checkpoints.
+        resume: continue from the last checkpoint.
+        progress_bar: show one.
+        say: where lines for people go.
+
+    Returns:
+        The flat metrics that results.json holds.
+    """
+    if total_timesteps < 1 or checkpoint_every < 1:
+        raise ConfigurationError("total_timesteps and checkpoint_every must be at least 1")
+    keywords = {**env_keywords(env_id, env), "seed": seed, "device": device}
+    asked = {
+        "agent": agent_name, "env_id": env_id, "num_envs": num_envs, "seed": seed, "device": device,
+        "env": {k: v for k, v in env.items() if v is not None}, "settings": dict(settings),
+        "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    folder = RunFolder(out, asked, resume=resume)
+    vector = cast(
+        MaskVectorEnv,
+        gym.make_vec(env_id, num_envs=num_envs, **{k: v for k, v in keywords.items() if k != "env_id"}).unwrapped,
+    )
+    game = vector.game
+    agent = AGENTS[agent_name](vector, seed=seed, device=device, **settings)  # type: ignore[call-arg]
+    agent._check_env(vector)
+    train_set, check_set = (
+        game.dataset,
+        dataset_of(keywords, "val" if keywords.get("split", "train") == "train" else None),
+    )
+    checkpoint = folder.newest_checkpoint()
+    if checkpoint is not None:
+        agent.load_checkpoint(checkpoint)
+        say(f"continuing {out} at {agent.num_timesteps} timesteps")
+    folder.start(
+        {
+            "data": {"name": train_set.name, "source": train_set.source, "split": train_set.split,
+                     "images": len(train_set), "shape": list(train_set.shape), "digest": train_set.digest,
+                     "licence": train_set.licence, "citation": train_set.citation},
+            "env": {k: v if isinstance(v, str | int | float | bool | None) else str(v) for k, v in keywords.items()},
+            "settings": agent._about()["settings"],
+            "device": str(game.device),
+        },
+        agent.num_timesteps,
+    )  # fmt: skip
+    say(
+        f"{agent_name} on {env_id}: {len(train_set)} images of {train_set.name} ({train_set.source}), "
+        f"{num_envs} × {game.repeat} masks an update, judge {'learns along' if game.joint else 'frozen'}, {game.device}"
+    )
+    last_saved = agent.num_timesteps
+
+    def after_update(current: MaskAgent, metrics: Mapping[str, float]) -> None:
+        nonlocal last_saved
+        folder.log(current.num_timesteps, metrics)
+        if current.num_timesteps - last_saved >= checkpoint_every:
+            last_saved = current.num_timesteps
+            current.save_checkpoint(folder.checkpoint_path(current.num_timesteps))
+            folder.tidy()
+            folder.image("masks", masks_picture(current, check_set, rows=4, blocks=1), current.num_timesteps)
+            shown = mask_report(current.scores(check_set.images), check_set, train_set, current.spec)
+            folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in shown.flat("val").items()}, csv_row=False)
+
+    if agent.num_timesteps < total_timesteps:
+        agent.learn(total_timesteps - agent.num_timesteps, after_update, progress_bar)
+        agent.save_checkpoint(folder.checkpoint_path(agent.num_timesteps))
+        folder.tidy()
+    agent.save(out / MASKER)
+    save_judge(out / JUDGE, game.reward_model.model)
+    report = report_on(agent, check_set, train_set, game.reward_model, game.fill)
+    results = {"timesteps": float(agent.num_timesteps), **report.flat(check_set.split)}
+    folder.results(results)
+    picture = masks_picture(agent, check_set, heading=_heading(agent_name, check_set, report))
+    folder.image("masks", picture, agent.num_timesteps)
+    save_picture(str(out / "masks.png"), picture)
+    folder.close()
+    vector.close()
+    say(f"\n{check_set.name}, {check_set.split} split, {report.images} images\n{report.table()}\n\nwrote {out}/")
+    return results
+
+
+def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str, float]:
+    """Score the masker of a run on one split, with all controls; adds to its results.json and redraws masks.png."""
+    config = read_config(run)
+    asked = config["asked"]
+    keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
+    dataset, train_set = dataset_of(keywords, split), dataset_of(keywords)
+    if train_set.source != config["resolved"]["data"]["source"]:
+        raise ConfigurationError(
+            f"{run} was trained on {config['resolved']['data']['name']}, but {train_set.name} is what is found now; "
+            "make the data reachable (MASKAUG_DATA) and try again"
+        )
+    for name in (MASKER, JUDGE):
+        if not (run / name).is_file():
+            raise ConfigurationError(f"{run} has no {name}: its training has not ended; continue it with --resume")
+    agent = load_agent(run / MASKER, device=device)
+    judge = ClassifierReward(
+        load_judge(run / JUDGE)[0], keywords.get("objective", "adversarial"), resolve_device(device), trainable=False
+    )
+    report = report_on(agent, dataset, train_set, judge, keywords.get("fill", "zero"))
+    results = report.flat(split)
+    folder = RunFolder(run, asked, resume=True)
+    folder.results(results)
+    save_picture(
+        str(run / "masks.png"), masks_picture(agent, dataset, heading=_heading(asked["agent"], dataset, report))
+    )
+    say(f"{dataset.name}, {split} split, {report.images} images\n{report.table()}")
+    return results
+
+
+def report_on(
+    agent: MaskAgent, dataset: ImageDataset, train_set: ImageDataset, judge: ClassifierReward, fill: str
+) -> MaskReport:
+    """The agent's masks on `dataset` beside their controls; chunks keep the memory small."""
+    return mask_report(all_scores(agent, dataset), dataset, train_set, agent.spec, judge=judge, fill=fill)
+
+
+def all_scores(agent: Any, dataset: ImageDataset, chunk: int = 64) -> npt.NDArray[np.float32]:
+    """(N, g, g) scores of every image of `dataset`, by anything that has `scores`."""
+    parts = [agent.scores(np.array(dataset.images[i : i + chunk])) for i in range(0, len(dataset), chunk)]
+    return np.concatenate(parts)
+
+
+def masks_picture(
+    agent: MaskAgent, dataset: ImageDataset, *, rows: int = 4, blocks: int = 2, side: int = 128, heading: str = ""
+) -> npt.NDArray[np.uint8]:
+    """image · region · mask · aiding view of evenly spaced images (with a region, where regions are known): (h, w, 3)."""
+    shown = dataset if dataset.regions is None or not dataset.regions.any() else dataset.with_region()
+    chosen = np.linspace(0, len(shown) - 1, min(rows * blocks, len(shown))).astype(int)
+    masks = Masker(agent)(np.array(shown.images[chosen]))
+    cells = [
+        mask_row(shown.images[i], None if shown.regions is None else shown.regions[i], mask, side)
+        for i, mask in zip(chosen, masks, strict=True)
+    ]
+    per_row = max(1, min(blocks, len(cells)))
+    lines = [sum(cells[i : i + per_row], []) for i in range(0, len(cells) - len(cells) % per_row, per_row)]
+    return sheet(lines, ["image", "known region", "mask", "aiding view"] * per_row, heading)
+
+
+def _heading(name: str, dataset: ImageDataset, report: MaskReport) -> str:
+    text = f"{name} on {dataset.name}, {dataset.split}: {report.area:.0%} of the image"
+    if not report.retention:
+        return text
+    kept = report.retention
+    return (
+        f"{text} keeps {kept['agent']:.0%} of the region (random {kept['random']:.0%}, swapped {kept['swapped']:.0%})"
+    )

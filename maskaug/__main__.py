@@ -1,0 +1,7 @@
+"""`python -m maskaug` is the `maskaug` command."""
+
+import sys
+
+from maskaug.cli import main
+
+sys.exit(main())

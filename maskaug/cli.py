@@ -1,0 +1,250 @@
+"""The command line: `maskaug envs | train AGENT | evaluate RUN | pretrain | bench NAME`. The same flags everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+Split = Literal["train", "val", "test", "all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvOptions:
+    """Keywords of the environment; what is left out takes the id's own default.
+
+    Attributes:
+        root: the data set's folder.
+        split: the part to train on.
+        image_size: height and width in pixels.
+        channels: 1 or 3.
+        objective: what a mask earns.
+        grid: cells along each side.
+        area: share of the image to select.
+        area_price: weight of the price of leaving that area.
+        fill: what hidden pixels become.
+        joint: whether the judge learns along.
+        judge_lr: the judge's learning rate.
+        judge_batch: images in an update of the judge.
+        reward_model: the judge: "small", or a .safetensors file from `maskaug pretrain`.
+        only_class: play the images of this class only.
+        repeat: tries on each image.
+        kind: synthetic data: radiograph, ultrasound or mr.
+        difficulty: synthetic data: easy, medium or hard.
+        n: synthetic data: number of images.
+        variant: BUSI: raw or clean.
+        task: BUSI: diagnosis or presence.
+        classes: BUSI diagnosis: 2 (benign, malignant) or 3 (and normal).
+    """
+
+    root: str | None = None
+    split: Split | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    objective: str | None = None
+    grid: int | None = None
+    area: float | None = None
+    area_price: float | None = None
+    fill: str | None = None
+    joint: bool | None = None
+    judge_lr: float | None = None
+    judge_batch: int | None = None
+    reward_model: str | None = None
+    only_class: str | None = None
+    repeat: int | None = None
+    kind: str | None = None
+    difficulty: str | None = None
+    n: int | None = None
+    variant: str | None = None
+    task: str | None = None
+    classes: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The keywords that were given."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class APGAOptions:
+    """Settings of APGA; what is left out takes APGA's default (see `maskaug.agents.apga.APGASettings`).
+
+    Attributes:
+        loss: "reinforce", or "published" for the paper's own.
+        learning_rate: of Adam.
+        entropy: weight of the entropy.
+        average: decay of the averaged weights.
+        mirror: mirrored views.
+        init: "auto", "judge" or "random": where the policy's trunk comes from.
+        smooth: smoothing over neighbouring cells.
+        width: channels of the first stage.
+    """
+
+    loss: str | None = None
+    learning_rate: float | None = None
+    entropy: float | None = None
+    average: float | None = None
+    mirror: bool | None = None
+    init: str | None = None
+    smooth: bool | None = None
+    width: int | None = None
+
+
+def train_apga(
+    out: Path,
+    env_id: str = "MaskAug-Synthetic-v0",
+    total_timesteps: int = 20_000,
+    num_envs: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint_every: int = 5_000,
+    resume: bool = False,
+    env: EnvOptions = EnvOptions(),  # noqa: B008 (frozen)
+    agent: APGAOptions = APGAOptions(),  # noqa: B008
+) -> None:
+    """Train APGA; it plays action="grid" with 4 tries an image and fill="blur" unless --env.… says otherwise.
+
+    Args:
+        out: the run's folder.
+        env_id: a registered id; `maskaug envs` lists them.
+        total_timesteps: masks to be judged in all.
+        num_envs: images a batch.
+        seed: of everything that is drawn.
+        device: auto, cpu, cuda, …
+        checkpoint_every: timesteps between checkpoints.
+        resume: continue the run in --out.
+        env: the environment.
+        agent: the agent.
+    """
+    from maskaug.benchmarks.training import train
+
+    settings = {k: v for k, v in dataclasses.asdict(agent).items() if v is not None}
+    train(
+        "APGA", env_id, out=out, total_timesteps=total_timesteps, num_envs=num_envs, seed=seed, device=device,
+        env={**apga_play(settings.get("loss", "reinforce")), **env.given()}, settings=settings,
+        checkpoint_every=checkpoint_every, resume=resume, progress_bar=sys.stderr.isatty(),
+    )  # fmt: skip
+
+
+def apga_play(loss: str) -> dict[str, Any]:
+    """The environment's keywords that APGA plays best with; the published loss plays the paper's game."""
+    if loss == "published":
+        return {"action": "grid", "repeat": 1, "fill": "zero"}
+    return {"action": "grid", "repeat": 4, "fill": "blur"}
+
+
+def evaluate(
+    run: Annotated[Path, tyro.conf.Positional],
+    split: Split = "test",
+    device: str = "auto",
+) -> None:
+    """Score a trained masker with its controls at the same area; adds to the run's results.json, redraws masks.png.
+
+    Args:
+        run: the folder of a finished `maskaug train`.
+        split: the part to score on.
+        device: auto, cpu, cuda, …
+    """
+    from maskaug.benchmarks.training import evaluate as evaluate_run
+
+    evaluate_run(run, split, device)
+
+
+def pretrain(
+    out: Path,
+    env_id: str = "MaskAug-Synthetic-v0",
+    updates: int = 1000,
+    batch_size: int = 32,
+    lr: float = 3e-3,
+    seed: int = 0,
+    device: str = "auto",
+    env: EnvOptions = EnvOptions(),  # noqa: B008
+) -> None:
+    """Train a judge on the clean images of an environment; use it with --env.reward-model FILE --env.joint False.
+
+    Args:
+        out: the .safetensors file to write.
+        env_id: whose images.
+        updates: optimiser steps; the best of ten moments by validation loss is kept.
+        batch_size: images a step.
+        lr: peak learning rate.
+        seed: of first weights, order and augmentation.
+        device: auto, cpu, cuda, …
+        env: which images; only the data set's own keywords are looked at.
+    """
+    from maskaug.benchmarks.pretraining import pretrain_judge
+
+    pretrain_judge(
+        out, env_id, env.given(), updates=updates, batch_size=batch_size, lr=lr, seed=seed, device=device,
+        progress_bar=sys.stderr.isatty(),
+    )  # fmt: skip
+
+
+def envs() -> None:
+    """List every environment id: data, real or stand-in here, spaces, objective."""
+    from maskaug.benchmarks.listing import environments_table
+
+    print(environments_table())
+
+
+def bench_throughput(out: Path | None = None, num_envs: int = 64, rounds: int = 15) -> None:
+    """Environment steps against the bare judge, and APGA's step against its unavoidable passes: CPU-time ratios.
+
+    Args:
+        out: a CSV file to write beside the table.
+        num_envs: N.
+        rounds: how often both sides are measured in turn; the median is reported.
+    """
+    from maskaug.benchmarks.throughput import throughput
+
+    throughput(num_envs=num_envs, rounds=rounds, out=out)
+
+
+COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
+    "envs": envs,
+    "train": {"apga": train_apga},
+    "evaluate": evaluate,
+    "pretrain": pretrain,
+    "bench": {"throughput": bench_throughput},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Bad input ends with one line on stderr and status 2."""
+    import gymnasium as gym
+
+    import maskaug  # noqa: F401 (registers the ids)
+    from maskaug.envs.errors import MaskAugError
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    commands, program = COMMANDS, "maskaug"
+    if words and isinstance(group := COMMANDS.get(words[0]), dict):
+        commands, program = dict(group), f"maskaug {words[0]}"
+        words = words[1:]
+    flat = {name: _group(name, item) if isinstance(item, dict) else item for name, item in commands.items()}
+    try:
+        tyro.extras.subcommand_cli_from_dict(flat, prog=program, args=words, description=__doc__)
+    except (MaskAugError, gym.error.Error, OSError) as error:
+        print(f"maskaug: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("maskaug: interrupted; a training run continues with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _group(name: str, members: dict[str, Callable[..., None]]) -> Callable[[], None]:
+    # Only its help is ever shown from here: `main` goes into a group before tyro sees it.
+    def show() -> None:
+        print(f"maskaug {name}: choose one of {', '.join(members)}")
+
+    show.__doc__ = f"{name.capitalize()}: {', '.join(members)}."
+    return show
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
