@@ -73,7 +73,7 @@ class MaskAgent(ABC):
         self._reset_done = False
         #: the network that learns; predictions come from `averaged`, its moving average.
         self.policy: nn.Module = self._make_policy().to(self.device)
-        self.averaged = AveragedModel(self.policy, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
+        self.averaged = AveragedModel(self.policy, multi_avg_fn=get_ema_multi_avg_fn(settings.average))  # type: ignore[no-untyped-call]
 
     # ---- to be written by each agent -----------------------------------------------------------------------------
 
@@ -115,6 +115,9 @@ class MaskAgent(ABC):
         if not self._reset_done:
             self.env.reset(seed=self.seed)
             self._reset_done = True
+        # Somebody may have played on since, an evaluation for example: all tries of an update must be of one image.
+        while (begun := self.env.game.blank_info()["try"] > 0).any():
+            self.env.game.advance(begun)
         observation = self.env.game.observe()
         goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
         with tqdm(total=total_timesteps, disable=not progress_bar, unit="mask", leave=False) as bar:
@@ -131,7 +134,7 @@ class MaskAgent(ABC):
                         break
         return self
 
-    def _check_env(self, env: MaskVectorEnv) -> None:
+    def _check_env(self, env: MaskVectorEnv) -> None:  # noqa: B027 (most agents play any environment)
         """Refuse an environment that this agent cannot learn on, before anything starts."""
 
     # ---- using ---------------------------------------------------------------------------------------------------
@@ -169,6 +172,8 @@ class MaskAgent(ABC):
         return scores
 
     def _images(self, observation: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        if isinstance(observation, np.ndarray) and not observation.flags.writeable:
+            observation = observation.copy()  # a memory map, of which torch would warn
         images = torch.as_tensor(observation)
         images = images[None] if images.ndim == 3 else images
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.spec.image_shape:
@@ -188,15 +193,26 @@ class MaskAgent(ABC):
     def load(cls, path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> Self:
         """An agent from the file that `save` wrote; with `env` it can go on learning (with a fresh optimiser)."""
         state = read_state(path)
-        about = state.get("about", {})
-        if about.get("agent") != cls.__name__:
-            raise CheckpointError(f"{path} holds {about.get('agent', 'no agent')}, not {cls.__name__}")
-        spec = GridSpec(tuple(about["image_shape"]), about["grid"], about["cells"])
-        agent = cls(spec if env is None else env, seed=about["seed"], device=device, **about["settings"])  # type: ignore[call-arg]
+        name = kind_of(state)
+        if name != cls.__name__:
+            raise CheckpointError(f"{path} holds {name or 'no agent'}, not {cls.__name__}")
+        about = state["about"]
+        try:
+            c, h, w = about["image_shape"]
+            spec = GridSpec((c, h, w), about["grid"], about["cells"])
+            settings, seed, weights = dict(about["settings"]), about["seed"], state["policy"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} lacks a part of {name}'s file ({error!r}); save the agent again") from None
+        agent = cls(spec if env is None else env, seed=seed, device=device, **settings)
         if agent.spec != spec:
             raise CheckpointError(f"{path} was trained on {spec}, but the environment has {agent.spec}")
-        agent.policy.load_state_dict(state["policy"])
-        agent.averaged.module.load_state_dict(state["policy"])
+        try:
+            agent.policy.load_state_dict(weights)
+        except (RuntimeError, TypeError):
+            raise CheckpointError(
+                f"{path} holds weights that do not fit {name}'s network; save the agent again"
+            ) from None
+        agent.averaged.module.load_state_dict(weights)
         return agent
 
     def save_checkpoint(self, path: str | os.PathLike[str], **extra: Any) -> None:
@@ -223,11 +239,15 @@ class MaskAgent(ABC):
 
         The agent and its environment must have been made with the same arguments.
         """
+        if self.env is None:
+            raise ConfigurationError("this agent has no environment to continue in; make it with one")
         state = read_state(path)
-        if self.env is None or state.get("about") != self._about():
+        if state.get("about") != self._about():
             raise CheckpointError(
                 f"{path} belongs to a run with other settings: {state.get('about')}, not {self._about()}"
             )
+        if "game" not in state:
+            raise CheckpointError(f"{path} is a saved agent, not a checkpoint; {type(self).__name__}.load reads it")
         self.env.game.load_state(state["game"])
         self.policy.load_state_dict(state["policy"])
         self.averaged.load_state_dict(state["averaged"])
@@ -247,6 +267,13 @@ class MaskAgent(ABC):
             "grid": self.spec.grid,
             "cells": self.spec.cells,
         }
+
+
+def kind_of(state: Mapping[str, Any]) -> str | None:
+    """The name of the agent whose file was read into `state`, or None where it holds none."""
+    about = state.get("about") if isinstance(state, Mapping) else None
+    name = about.get("agent") if isinstance(about, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _attach(env: Any) -> tuple[MaskVectorEnv, GridSpec]:

@@ -15,22 +15,25 @@ The paper's loop, step by step, and where it stands here:
   0.5 has no probability, hence no policy gradient and no exploration.
 * The log-probability is exact, that of the drawn order; BCE(P, a) is minus a log-probability only for Bernoulli draws.
 * Reward and advantage per image instead of one scalar per batch.
-* The baseline of a draw is the mean reward of the other S − 1 draws of the same image (leave-one-out, no bias), or of the
-  rest of the batch when S = 1, instead of a moving average.
+* The baseline of a draw is the mean reward of the other S − 1 draws of the same image (leave-one-out, no bias), or of
+  the rest of the batch when S = 1, instead of a moving average.
 * The area is k cells by construction, so no price is needed and a mask cannot collapse to all or nothing.
 * One pass of the policy serves all S draws.
 
-`loss="published"` is the paper's: a = 1[P > 0.5]; one reward for the batch; a moving baseline b with decay 0.5; the loss
-100·BCE(P, a)·(R − b) + |R − b|·(0.1·BCE(P, 0) + 0.01·BCE(P, 1)), with the weights of the authors' code. It deviates from the
-code where that is plainly wrong: b is used before it is updated, and starts at 0 (the code's first step has no gradient
-and all its advantages are halved); both losses of a reward come from the same weights in evaluation mode; masks are
-predicted in one batch. It deviates from the paper in its price, for which the paper has λ·BCE(P, 0) and the code the two
-terms above; and in its networks and size: here both losses train the same small network on g×g cells.
+`loss="published"` is the paper's: a = 1[P > 0.5]; one reward for the batch; a moving baseline b with decay 0.5; the
+loss 100·BCE(P, a)·(R − b) + |R − b|·(0.1·BCE(P, 0) + 0.01·BCE(P, 1)), with the weights of the authors' code. It
+deviates from the code where that is plainly wrong: b is used before it is updated, and starts at 0 (the code's first
+step has no gradient and all its advantages are halved); both losses of a reward come from the same weights in
+evaluation mode; masks are predicted in one batch. It deviates from the paper in its price, for which the paper has
+λ·BCE(P, 0) and the code the two terms above; and in its networks and size: here both losses train the same small
+network on g×g cells, which starts with half of the cells selected, with the same learning rate, clipped gradients,
+mirrored views and averaged weights (`max_grad_norm=float("inf")`, `mirror=False`, `average=0` switch these three off).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -50,6 +53,11 @@ from maskaug.envs.networks import SmallClassifier, seeded_weights, to_float
 
 LOSSES = ("reinforce", "published")
 INITS = ("auto", "judge", "random")
+#: the settings that only the other loss looks at.
+_IDLE = {
+    "reinforce": ("loss_scale", "penalty_none", "penalty_all", "baseline_decay"),
+    "published": ("entropy", "normalise"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +101,15 @@ class APGASettings:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ConfigurationError(f"loss={self.loss!r} is unknown; use one of {LOSSES}")
-        if not 0 < self.learning_rate < float("inf") or not 0 < self.max_grad_norm:
-            raise ConfigurationError("learning_rate and max_grad_norm must be above 0")
+        for field in dataclasses.fields(self):
+            _check_kind(field.name, getattr(self, field.name), field.default)
+            if field.name in _IDLE[self.loss] and getattr(self, field.name) != field.default:
+                raise ConfigurationError(f"{field.name} does nothing with loss={self.loss!r}; leave it out")
+        if not 0 < self.learning_rate < math.inf or not self.max_grad_norm > 0:
+            raise ConfigurationError("learning_rate and max_grad_norm must be above 0, and learning_rate finite")
+        for name in ("entropy", "loss_scale", "penalty_none", "penalty_all"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
         if self.init not in INITS:
             raise ConfigurationError(f"init={self.init!r} is unknown; use one of {INITS}")
         if not 0 <= self.average < 1:
@@ -135,8 +150,15 @@ class APGA(MaskAgent):
         self._baseline = 0.0
 
     def _make_policy(self) -> nn.Module:
+        published = self.settings.loss == "published"
         with seeded_weights(self.seed):
-            policy = GridPolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width, self.settings.smooth)
+            policy = GridPolicy(
+                self.spec.image_shape[0],
+                self.spec.grid,
+                self.settings.width,
+                self.settings.smooth,
+                level=not published,
+            )
         if self.env is not None and self.settings.init != "random":
             judge = self.env.game.reward_model.model
             if isinstance(judge, SmallClassifier) and judge.width == self.settings.width:
@@ -146,6 +168,12 @@ class APGA(MaskAgent):
                     f"init='judge' needs a SmallClassifier of width {self.settings.width} as the judge, not "
                     f"{type(judge).__name__}; use init='random'"
                 )
+        if published and self.env is not None:
+            # The threshold must part the cells from the start: who selects none (or all) of them earns the same
+            # whatever the image, has no advantage and never learns.
+            images = torch.from_numpy(np.array(self.env.dataset.images[:64]))
+            with torch.no_grad():
+                policy.head.bias -= policy(to_float(images)).median()
         return policy
 
     def _check_env(self, env: MaskVectorEnv) -> None:
@@ -244,6 +272,20 @@ class APGA(MaskAgent):
     def _load_learning_state(self, state: Mapping[str, Any]) -> None:
         self.optimiser.load_state_dict(state["optimiser"])
         self._baseline = state["baseline"]
+
+
+def _check_kind(name: str, value: object, default: object) -> None:
+    # bool before int: True is an int to Python, and 1 is no answer to a yes-or-no question.
+    if isinstance(default, bool):
+        good, wanted = isinstance(value, bool), "True or False"
+    elif isinstance(default, int):
+        good, wanted = isinstance(value, int) and not isinstance(value, bool), "an integer"
+    elif isinstance(default, float):
+        good, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    else:
+        good, wanted = isinstance(value, str), "a name"
+    if not good:
+        raise ConfigurationError(f"{name}={value!r} must be {wanted}")
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:

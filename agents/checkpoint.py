@@ -46,8 +46,13 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
                 raise CheckpointError(f"{path} was not written by this version of MaskAug; expected {_FORMAT}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); use an earlier checkpoint of the run") from None
-    state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); where it is a run's checkpoint, delete it to go on from the one before"
+        ) from None
+    try:
+        state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path} has a header that contradicts its contents; write it again") from None
     return state
 
 
@@ -59,13 +64,17 @@ def newest(folder: str | os.PathLike[str]) -> Path | None:
 
 def keep_last(folder: str | os.PathLike[str], count: int) -> None:
     """Delete all but the last `count` checkpoints of `folder`, and what a killed run left half-written."""
-    for old in sorted(Path(folder).glob("[0-9]*.safetensors"))[:-count]:
+    found = sorted(Path(folder).glob("[0-9]*.safetensors"))
+    for old in found[: max(0, len(found) - count)]:
         old.unlink()
     for half in Path(folder).glob(".*.part"):
         half.unlink()
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    while name in tensors:
+        # {"a/b": …} beside {"a": {"b": …}}, or the keys 1 and "1", would share a name.
+        name += "'"
     if isinstance(value, Tensor):
         # A copy: safetensors refuses tensors that share memory.
         tensors[name] = value.detach().clone()

@@ -116,7 +116,7 @@ class InputGradient(Heuristic):
         """See `Heuristic.scores`."""
         device = next(self._judge.parameters()).device
         parts = []
-        for chunk in torch.from_numpy(np.array(self._batch(observation))).split(64):
+        for chunk in torch.from_numpy(np.array(self._batch(observation))).split(64):  # type: ignore[no-untyped-call]
             images = to_float(chunk.to(device)).requires_grad_()
             logits: Tensor = self._judge(images)
             # The centred logit: the log-probability's gradient vanishes where the judge is sure.

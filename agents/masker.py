@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskaug.agents.agent import MaskAgent
+from maskaug.agents.agent import MaskAgent, kind_of
 from maskaug.agents.apga import APGA
 from maskaug.agents.checkpoint import CheckpointError, read_state
 from maskaug.envs.errors import ConfigurationError
@@ -22,7 +22,7 @@ AGENTS: dict[str, type[MaskAgent]] = {"APGA": APGA}
 
 def load_agent(path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> MaskAgent:
     """The agent that a file holds, whichever it is."""
-    name = read_state(path).get("about", {}).get("agent")
+    name = kind_of(read_state(path))
     if name not in AGENTS:
         raise CheckpointError(f"{path} holds {name or 'no agent'}; known are {', '.join(AGENTS)}")
     return AGENTS[name].load(path, env=env, device=device)
@@ -39,6 +39,8 @@ class Masker:
     def __init__(self, agent: MaskAgent, area: float | None = None) -> None:
         self.agent = agent
         grid = agent.spec.grid
+        if area is not None and not 0 < area < 1:
+            raise ConfigurationError(f"area={area!r} must be a share above 0 and below 1")
         self.cells = agent.spec.cells if area is None else cells_for_area(area, grid)
         if not 1 <= self.cells < grid * grid:
             raise ConfigurationError(

@@ -22,17 +22,19 @@ class GridPolicy(nn.Module):
         grid: g.
         smooth: whether to smooth.
         width: channels of the first stage, a multiple of 8.
+        level: start with equal scores everywhere; not for a policy whose action is a threshold on them.
     """
 
-    def __init__(self, in_channels: int, grid: int, width: int = 16, smooth: bool = True) -> None:
+    def __init__(self, in_channels: int, grid: int, width: int = 16, smooth: bool = True, level: bool = True) -> None:
         super().__init__()
         self.grid = grid
         self.smooth = smooth
         self.trunk = ConvTrunk(in_channels, width)
         self.head = nn.Conv2d(self.trunk.out_channels, 1, 1)
-        # Every mask equally likely at first.
-        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        if level:
+            # Every mask equally likely at first.
+            nn.init.zeros_(self.head.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] → (N, g, g)."""

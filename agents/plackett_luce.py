@@ -43,4 +43,4 @@ def to_cells(orders: Tensor, k: int, grid: int) -> Tensor:
     """The first k entries of orders (…, g·g) as cells (…, g, g) bool."""
     flat = torch.zeros(orders.shape, dtype=torch.bool, device=orders.device)
     flat.scatter_(-1, orders[..., :k], True)
-    return flat.unflatten(-1, (grid, grid))
+    return flat.view(*orders.shape[:-1], grid, grid)

@@ -79,13 +79,13 @@ class MaskVecEnv(VecEnv):
         result = getattr(self.env, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:  # type: ignore[type-arg]
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Never: a slot of a batch has no wrappers of its own."""
         return [False for _ in self._get_indices(indices)]
 
 
 def as_vec_env(env: gym.vector.VectorEnv[Any, Any, Any]) -> MaskVecEnv:
-    """A Stable-Baselines3 VecEnv over a vector environment, for `PPO("CnnPolicy", as_vec_env(env))` or `evaluate_policy`.
+    """Stable-Baselines3's view of a vector environment, for `PPO("CnnPolicy", …)`, `evaluate_policy` and the like.
 
     Args:
         env: from `gym.make_vec("MaskAug-…-v0", num_envs=N)`.

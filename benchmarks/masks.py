@@ -78,7 +78,7 @@ def retentions(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> 
 def gains(
     masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset, judge: ClassifierReward, fill: str, seed: int = 0
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Name → (N,) gain of hiding each image's mask, by the judge as it is now; the first draw where there are several."""
+    """Name → (N,) gain of hiding each image's mask, by the judge as it is now; of several draws the first."""
     assert dataset.labels is not None
     generator = torch.Generator().manual_seed(seed)
     result: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in masks}

@@ -53,7 +53,7 @@ def pretrain_judge(
     if updates < 1 or batch_size < 1 or not 0 < lr < math.inf:
         raise ConfigurationError("updates and batch_size must be at least 1, and lr a finite number above 0")
     play = {"objective", "area", "area_price", "fill", "joint", "judge_lr", "judge_batch", "reward_model", "only_class",
-            "repeat", "grid", "split"}  # fmt: skip
+            "repeat", "grid", "patch_cells", "split"}  # fmt: skip
     useless = sorted(play & set(env))
     if useless:
         raise ConfigurationError(
@@ -61,6 +61,8 @@ def pretrain_judge(
         )
     keywords = {**env_keywords(env_id, env), "seed": seed}
     train, val = dataset_of(keywords, "train"), dataset_of(keywords, "val")
+    # Now, not after the training: a folder that cannot be made is an error that must come first.
+    out.parent.mkdir(parents=True, exist_ok=True)
     judge = make_judge("small", train.shape[0], len(train.class_names), seed)
     say(f"a judge for {train.name} ({train.source}): {len(train)} training images, {updates} updates of {batch_size}")
     with tqdm(total=updates, disable=not progress_bar, unit="update", leave=False) as bar:
@@ -72,6 +74,9 @@ def pretrain_judge(
             device=resolve_device(device),
             progress=lambda step, metrics: _advance(bar, metrics),
         )
+    if "auroc" not in scores:
+        # Fewer updates than moments to choose from: the last weights were kept, and nobody has scored them yet.
+        scores = {**evaluate_classifier(judge, val, device=resolve_device(device)), "update": float(updates)}
     save_judge(
         out,
         judge,
@@ -81,8 +86,7 @@ def pretrain_judge(
         digest=train.digest,
         val={k: v for k, v in scores.items() if math.isfinite(v)},
     )
-    accuracy = evaluate_classifier(judge, val, device=resolve_device(device))["accuracy"]
-    say(f"validation: accuracy {accuracy:.3f}, AUROC {scores['auroc']:.3f}; wrote {out}")
+    say(f"validation: accuracy {scores['accuracy']:.3f}, AUROC {scores['auroc']:.3f}; wrote {out}")
     return scores
 
 

@@ -40,19 +40,18 @@ class RunFolder:
         self.path = Path(path)
         file = self.path / "config.json"
         asked = json.loads(json.dumps(config))
-        if file.exists():
+        if file.is_file():
             if not resume:
                 raise ConfigurationError(
                     f"{self.path} holds a run already; add --resume to continue it, or choose another --out"
                 )
-            before = json.loads(file.read_text(encoding="utf-8"))["asked"]
-            changed = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
+            changed = _differences(read_config(self.path)["asked"], asked)
             if changed:
                 raise ConfigurationError(
-                    f"{self.path} holds a run with another {', '.join(changed)}; --resume continues a run with the same "
-                    "arguments (only --total-timesteps may grow)"
+                    f"{self.path} holds a run with another {', '.join(changed)}; --resume continues a run with the "
+                    "same arguments (only --total-timesteps may grow)"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(not _half_written(p) for p in self.path.iterdir()):
             raise ConfigurationError(f"{self.path} is not empty and holds no run; choose another --out")
         self.asked = asked
         self._csv = self.path / "metrics.csv"
@@ -75,19 +74,23 @@ class RunFolder:
             resolved: everything that was resolved from what was asked for (data digest, device, settings).
             step: the number of timesteps of the checkpoint that the run continues from; 0 at the beginning.
         """
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        # config.json comes first: it is what makes the folder a run's, should a kill follow.
         write_json(self.path / "config.json", {"asked": self.asked, "resolved": dict(resolved), "versions": versions()})
+        self.checkpoints.mkdir(exist_ok=True)
+        for half in filter(_half_written, self.path.iterdir()):
+            half.unlink()
         self.tidy()
         rows: list[dict[str, str]] = []
         if self._csv.exists():
             with self._csv.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 # A row that a kill cut short has no line end and too few fields; it is later than the checkpoint.
-                rows = [r for r in reader if None not in r.values() and r[STEP].isdigit() and int(r[STEP]) <= step]
                 self._columns = list(reader.fieldnames or [])
+                if self._columns[:1] == [STEP]:
+                    rows = [r for r in reader if None not in r.values() and r[STEP].isdigit() and int(r[STEP]) <= step]
         if self._columns:
             atomic_write(self._csv, lambda path: self._write_rows(path, rows))
-        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float], *, csv_row: bool = True) -> None:
         """One row of metrics.csv, and the same to TensorBoard. time/… goes to TensorBoard alone: it never repeats."""
@@ -102,7 +105,7 @@ class RunFolder:
             self._columns = list(row)
             atomic_write(self._csv, lambda path: self._write_rows(path, []))
         with self._csv.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     def image(self, name: str, picture: npt.NDArray[np.uint8], step: int) -> None:
         """(h, w, 3) uint8 to TensorBoard."""
@@ -120,7 +123,7 @@ class RunFolder:
     def results(self, values: Mapping[str, float]) -> None:
         """Merge flat metric → number into results.json; what is not finite is left out."""
         file = self.path / "results.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        known = _read_json(file) if file.exists() else {}
         write_json(file, {**known, **{k: v for k, v in values.items() if np.isfinite(v)}})
 
     def close(self) -> None:
@@ -131,7 +134,7 @@ class RunFolder:
 
     def _write_rows(self, path: Path, rows: list[dict[str, str]]) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -143,7 +146,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigurationError(
             f"{path} is not a run's folder (it has no config.json); give the --out of a `maskaug train`"
         )
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    config = _read_json(file)
+    if not {"asked", "resolved"} <= set(config):
+        raise ConfigurationError(f"{file} was not written by `maskaug train`; choose another folder")
     return config
 
 
@@ -151,12 +156,48 @@ def versions() -> dict[str, str]:
     """The versions that a result depends on, and the commit where there is one."""
     found = {"python": platform.python_version()}
     for name in ("maskaug", "torch", "gymnasium", "numpy", "stable-baselines3", "opencv-python-headless", "pillow"):
-        found[name] = metadata.version(name)
-    here = Path(__file__).resolve().parent
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    here = Path(__file__).resolve()
     try:
-        found["commit"] = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        # An installed copy may lie inside somebody else's checkout, whose commit says nothing about this code.
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        found["commit"] = _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         found["commit"] = "not a checkout"
     return found
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def _half_written(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".part"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{file} is not readable as JSON ({error}); delete it, or choose another folder"
+        ) from None
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{file} holds a {type(value).__name__} where an object was expected; delete it")
+    return value
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The names of what differs, those inside a nested object with a dot."""
+    names: list[str] = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            names.append(prefix + key)
+    return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import load_judge, save_judge
+from maskaug.envs.registration import TABLE
 from maskaug.envs.rendering import mask_row, save_picture, sheet
 from maskaug.envs.rewards import ClassifierReward
 
@@ -32,7 +34,9 @@ def env_keywords(env_id: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
     try:
         spec = gym.spec(env_id)
     except gym.error.Error as error:
-        raise ConfigurationError(f"{error}. `maskaug envs` lists the ids") from None
+        raise ConfigurationError(f"{str(error).rstrip('.')}; `maskaug envs` lists the ids") from None
+    if env_id not in {row.id for row in TABLE}:
+        raise ConfigurationError(f"{env_id} is not one of MaskAug's environments; `maskaug envs` lists them")
     return {**spec.kwargs, **{k: v for k, v in keywords.items() if v is not None}}
 
 
@@ -87,24 +91,30 @@ def train(
     """
     if total_timesteps < 1 or checkpoint_every < 1:
         raise ConfigurationError("total_timesteps and checkpoint_every must be at least 1")
+    env = {k: _from_anywhere(k, v) for k, v in env.items() if v is not None}
     keywords = {**env_keywords(env_id, env), "seed": seed, "device": device}
     asked = {
         "agent": agent_name, "env_id": env_id, "num_envs": num_envs, "seed": seed, "device": device,
-        "env": {k: v for k, v in env.items() if v is not None}, "settings": dict(settings),
+        "env": env, "settings": dict(settings),
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     folder = RunFolder(out, asked, resume=resume)
     vector = cast(
         MaskVectorEnv,
-        gym.make_vec(env_id, num_envs=num_envs, **{k: v for k, v in keywords.items() if k != "env_id"}).unwrapped,
+        gym.make_vec(env_id, num_envs=num_envs, **keywords).unwrapped,
     )
     game = vector.game
-    agent = AGENTS[agent_name](vector, seed=seed, device=device, **settings)  # type: ignore[call-arg]
+    agent = AGENTS[agent_name](vector, seed=seed, device=device, **settings)
     agent._check_env(vector)
     train_set, check_set = (
         game.dataset,
         dataset_of(keywords, "val" if keywords.get("split", "train") == "train" else None),
     )
+    if len(check_set) < 2:
+        raise ConfigurationError(
+            f"the {check_set.split} split of {check_set.name} has {len(check_set)} image, and masks are scored against "
+            "their controls on at least two; bring more images"
+        )
     checkpoint = folder.newest_checkpoint()
     if checkpoint is not None:
         agent.load_checkpoint(checkpoint)
@@ -134,8 +144,9 @@ def train(
             current.save_checkpoint(folder.checkpoint_path(current.num_timesteps))
             folder.tidy()
             folder.image("masks", masks_picture(current, check_set, rows=4, blocks=1), current.num_timesteps)
-            shown = mask_report(current.scores(check_set.images), check_set, train_set, current.spec)
-            folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in shown.flat("val").items()}, csv_row=False)
+            shown = mask_report(all_scores(current, check_set), check_set, train_set, current.spec)
+            values = shown.flat(check_set.split)
+            folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in values.items()}, csv_row=False)
 
     if agent.num_timesteps < total_timesteps:
         agent.learn(total_timesteps - agent.num_timesteps, after_update, progress_bar)
@@ -161,11 +172,15 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
     asked = config["asked"]
     keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
     dataset, train_set = dataset_of(keywords, split), dataset_of(keywords)
+    if (only := keywords.get("only_class")) is not None and train_set.labels is not None:
+        train_set = train_set.subset(train_set.labels == train_set.class_names.index(only))
     if train_set.source != config["resolved"]["data"]["source"]:
         raise ConfigurationError(
             f"{run} was trained on {config['resolved']['data']['name']}, but {train_set.name} is what is found now; "
             "make the data reachable (MASKAUG_DATA) and try again"
         )
+    if train_set.digest != config["resolved"]["data"]["digest"]:
+        say(f"note: the training images are not the ones that {run} was trained on (other files, or other decoders)")
     for name in (MASKER, JUDGE):
         if not (run / name).is_file():
             raise ConfigurationError(f"{run} has no {name}: its training has not ended; continue it with --resume")
@@ -184,6 +199,13 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
     return results
 
 
+def _from_anywhere(name: str, value: Any) -> Any:
+    # A run is continued and evaluated from other folders than the one it was started in.
+    if name == "root" or (name == "reward_model" and Path(value).suffix == ".safetensors"):
+        return str(Path(value).expanduser().absolute())
+    return value
+
+
 def report_on(
     agent: MaskAgent, dataset: ImageDataset, train_set: ImageDataset, judge: ClassifierReward, fill: str
 ) -> MaskReport:
@@ -200,7 +222,7 @@ def all_scores(agent: Any, dataset: ImageDataset, chunk: int = 64) -> npt.NDArra
 def masks_picture(
     agent: MaskAgent, dataset: ImageDataset, *, rows: int = 4, blocks: int = 2, side: int = 128, heading: str = ""
 ) -> npt.NDArray[np.uint8]:
-    """image · region · mask · aiding view of evenly spaced images (with a region, where regions are known): (h, w, 3)."""
+    """Evenly spaced images (those with a region, where known) as image · region · mask · aiding view: (h, w, 3)."""
     shown = dataset if dataset.regions is None or not dataset.regions.any() else dataset.with_region()
     chosen = np.linspace(0, len(shown) - 1, min(rows * blocks, len(shown))).astype(int)
     masks = Masker(agent)(np.array(shown.images[chosen]))
@@ -209,7 +231,8 @@ def masks_picture(
         for i, mask in zip(chosen, masks, strict=True)
     ]
     per_row = max(1, min(blocks, len(cells)))
-    lines = [sum(cells[i : i + per_row], []) for i in range(0, len(cells) - len(cells) % per_row, per_row)]
+    whole = len(cells) - len(cells) % per_row
+    lines = [list(itertools.chain(*cells[i : i + per_row])) for i in range(0, whole, per_row)]
     return sheet(lines, ["image", "known region", "mask", "aiding view"] * per_row, heading)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -67,51 +68,59 @@ class ActionRule:
             if patch_cells is not None:
                 raise ConfigurationError("patch_cells goes with action='patch'; with action='grid' give area")
             self.patch_cells = 0
-            self.area = 0.25 if area is None else float(area)
-            self.price = 1.0 if area_price is None else float(area_price)
-            if not 0 < self.area < 1 or not 1 <= cells_for_area(self.area, grid) < grid * grid:
+            self.area = 0.25 if area is None else area
+            self.price = 1.0 if area_price is None else area_price
+            possible = is_number(self.area) and 0 < self.area < 1
+            if not possible or not 1 <= cells_for_area(self.area, grid) < grid * grid:
                 raise ConfigurationError(
-                    f"area={area!r} must be a share above 0 and below 1 that is at least one of the {grid}×{grid} cells "
-                    "and not all of them"
+                    f"area={area!r} must be a share above 0 and below 1 that is at least one of the {grid}×{grid} "
+                    "cells and not all of them"
                 )
-            if not np.isfinite(self.price) or self.price < 0:
+            if not is_number(self.price) or self.price < 0:
                 raise ConfigurationError(f"area_price={area_price!r} must be a finite number ≥ 0")
             self.space = spaces.MultiBinary(grid * grid)
         self.cells = cells_for_area(self.area, grid)
 
-    def to_cells(self, actions: object, num_envs: int) -> Tensor:
+    def to_cells(self, actions: object, num_envs: int | None) -> Tensor:
         """Actions of all environments → cells (N, g, g) bool.
 
         Args:
             actions: (N, g·g) of zeros and ones for "grid"; (N,) whole numbers for "patch". Any integer or float type
                 will do as long as the values are these (PPO sends float32 for MultiBinary).
-            num_envs: N.
+            num_envs: N; None: `actions` is one action, without the batch's axis, and N is 1.
 
         Raises:
             InvalidAction: another shape, another type, or a value outside the space.
         """
-        shape = (num_envs, self.grid**2) if self.kind == "grid" else (num_envs,)
-        array = _as_numbers(actions, shape)
+        batch = () if num_envs is None else (num_envs,)
+        array = _as_numbers(actions, (*batch, self.grid**2) if self.kind == "grid" else batch)
         if self.kind == "grid":
             if not ((array == 0) | (array == 1)).all():
                 raise InvalidAction(
                     f"a grid action holds only 0 and 1, got {_offender(array, (array != 0) & (array != 1))}"
                 )
-            return torch.as_tensor(array != 0).reshape(num_envs, self.grid, self.grid)
+            return torch.as_tensor(array != 0).reshape(-1, self.grid, self.grid)
         assert isinstance(self.space, spaces.Discrete)
         count = int(self.space.n)
         bad = ~((array >= 0) & (array < count)) | (array != np.floor(array))
         if bad.any():
             raise InvalidAction(f"a patch action is a whole number from 0 to {count - 1}, got {_offender(array, bad)}")
-        return patch_to_cells(torch.as_tensor(array.astype(np.int64)), self.grid, self.patch_cells)
+        return patch_to_cells(torch.as_tensor(array.astype(np.int64)).reshape(-1), self.grid, self.patch_cells)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite int or float; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _as_numbers(actions: object, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    if isinstance(actions, Tensor):
-        actions = actions.detach().cpu().numpy()
     try:
+        if isinstance(actions, Tensor):
+            # numpy has no bfloat16, and double holds every floating type's values.
+            tensor = actions.detach().cpu()
+            actions = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
         array = np.asarray(actions)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # whatever an object's own conversion raises, the answer is the same
         raise InvalidAction(
             f"an action must be an array of numbers of shape {shape}, got {actions!r:.80} ({error})"
         ) from None

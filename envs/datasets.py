@@ -70,7 +70,10 @@ class ImageDataset:
         for what, values in (("labels", self.labels), ("groups", self.groups), ("names", self.names)):
             if values is not None and len(values) != n:
                 raise DatasetError(f"{what} must have one entry for each of the {n} images, got {len(values)}")
-        if self.labels is not None and not (0 <= self.labels.min() and self.labels.max() < len(self.class_names)):
+        for what, numbers in (("labels", self.labels), ("groups", self.groups)):
+            if numbers is not None and (numbers.dtype != np.int64 or numbers.ndim != 1):
+                raise DatasetError(f"{what} must be int64 of shape (N,), got {numbers.dtype} of shape {numbers.shape}")
+        if self.labels is not None and not (self.labels.min() >= 0 and self.labels.max() < len(self.class_names)):
             raise DatasetError(
                 f"labels run from {self.labels.min()} to {self.labels.max()}, but there are {len(self.class_names)} "
                 f"class names {self.class_names}; labels must be 0 … classes − 1"
@@ -267,6 +270,9 @@ def load_dataset(
             UserWarning,
             stacklevel=2,
         )
+    if path is None:
+        # Several data sets have one stand-in: under one name it is drawn once.
+        name, options = "synthetic", {"kind": spec.stand_in, **options}
     key = (name, None if path is None else str(path.resolve()), image_size, channels, seed)
     parts = _load_parts(key, tuple(sorted(options.items())))
     if split == "all":
@@ -278,14 +284,13 @@ def load_dataset(
 def _load_parts(key: tuple[str, str | None, int, int, int], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
     # A training and an evaluation environment ask for two splits of the same images: read or draw them once.
     name, root, image_size, channels, seed = key
-    spec = _spec(name)
     if root is None:
         from maskaug.envs.synthetic import make_synthetic
 
-        keywords = {"kind": spec.stand_in, **dict(options)}
-        return make_synthetic(image_size=image_size, channels=channels, seed=seed, **keywords)
-    assert spec.loader is not None
-    module, function = spec.loader.split(":")
+        return make_synthetic(image_size=image_size, channels=channels, seed=seed, **dict(options))
+    reader = _spec(name).loader
+    assert reader is not None
+    module, function = reader.split(":")
     loader: Callable[..., ImageDataset] = getattr(importlib.import_module(module), function)
     return loader(Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.errors import ConfigurationError, InvalidAction
+from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import MaskGame, Outcome
 from maskaug.envs.rendering import render_step
 
@@ -36,7 +36,8 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     """N games side by side, judged in one batch. `gym.make_vec(id, num_envs=N)` makes it.
 
     **Description.** Each slot sees an image and chooses a mask; the judge says what the mask is worth; the next image
-    follows in the same step (SAME_STEP). Slot i, reset with seed s, sees what a single environment with seed s + i sees.
+    follows in the same step (SAME_STEP). Slot i, reset with seed s, sees what a single environment with seed s + i
+    sees.
 
     **Observation.** Box(0, 255, (C, H, W), uint8): the image.
 
@@ -53,7 +54,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     they describe the image that comes next.
     """
 
-    metadata = {"render_modes": RENDER_MODES, "render_fps": 2, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 2, "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self._play(MaskGame(num_envs, **kwargs), _check_render_mode(render_mode))
@@ -79,13 +80,13 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         """The images that are played."""
         return self.game.dataset
 
-    def reset(  # type: ignore[override]
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Images, dict[str, Any]]:
         """Start every slot anew (with `seed`), or go on to the next episode (without).
 
         Args:
-            seed: slot i is seeded with seed + i, or with seed[i].
+            seed: slot i is seeded with seed + i, or with seed[i], where None asks the system for one.
             options: {"reset_mask": (N,) bool}: only these slots go on to their next episode. Not together with a seed.
 
         Returns:
@@ -105,13 +106,14 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         if seed is None and not self.game.started:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         if seed is not None:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else [*seed]
             if len(seeds) != self.num_envs:
                 raise ConfigurationError(
                     f"{len(seeds)} seeds were given for {self.num_envs} environments; give one each"
                 )
-            self._np_random, self._np_random_seed = seeding.np_random(int(seeds[0]))
-            self.game.seed([self._np_random, *(seeding.np_random(int(s))[0] for s in seeds[1:])])
+            drawn = [seeding.np_random(None if s is None else int(s)) for s in seeds]
+            self._np_random, self._np_random_seed = drawn[0]
+            self.game.seed([rng for rng, _ in drawn])
         else:
             self.game.advance(mask)
         self._last = None
@@ -130,7 +132,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         if not self.game.started:
             raise gym.error.ResetNeeded("call reset() before the first step()")
         outcome = self.game.play(self.game.rule.to_cells(actions, self.num_envs))
-        self._last = outcome
+        self._last = None if self.render_mode is None else outcome.copy()
         self.game.advance()
         everyone = np.ones(self.num_envs, np.bool_)
         info = self._with_presence(self.game.blank_info())
@@ -138,10 +140,12 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         info["final_info"], info["_final_info"] = self._with_presence(outcome.info), everyone.copy()
         return self.game.observe(), outcome.reward.copy(), everyone.copy(), np.zeros(self.num_envs, np.bool_), info
 
-    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:  # type: ignore[override]
-        """One (h, w, 3) uint8 frame a slot: the last judged image with region, mask and reward, or the image to come."""
+    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
+        """One (h, w, 3) uint8 frame a slot: the last judged image, region, mask and reward, or the image to come."""
         if self.render_mode is None:
             return None
+        if not self.game.started:
+            raise gym.error.ResetNeeded("call reset() before the first render()")
         return tuple(render_step(self.game, self._last, slot) for slot in range(self.num_envs))
 
     def _with_presence(self, info: dict[str, Any]) -> dict[str, Any]:
@@ -157,14 +161,14 @@ class MaskEnv(gym.Env[Images, Any]):
     hidden, and `reset` brings the next try or the next image.
     """
 
-    metadata = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 2}
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self.render_mode = _check_render_mode(render_mode)
         if "num_envs" in kwargs:
             raise ConfigurationError("num_envs goes with gym.make_vec(id, num_envs=N); gym.make gives one environment")
         self.game = MaskGame(1, **kwargs)
-        self.observation_space = _observation_space(self.game.dataset)
+        self.observation_space = cast(spaces.Space[Images], _observation_space(self.game.dataset))
         self.action_space = self.game.rule.space
         self._last: Outcome | None = None
         self._open = False
@@ -188,17 +192,17 @@ class MaskEnv(gym.Env[Images, Any]):
         """Judge one action. Raises as `MaskVectorEnv.step` does; a second step without a reset is an error too."""
         if not self._open:
             raise gym.error.ResetNeeded("the episode is over, or never began: call reset() before step()")
-        try:
-            batch = [action.detach().cpu().numpy()] if hasattr(action, "detach") else [action]
-            outcome = self.game.play(self.game.rule.to_cells(batch, 1))
-        except TypeError as error:
-            raise InvalidAction(f"an action must be an array of numbers, got {action!r:.80} ({error})") from None
-        self._last, self._open = outcome, False
+        outcome = self.game.play(self.game.rule.to_cells(action, None))
+        self._last, self._open = None if self.render_mode is None else outcome.copy(), False
         return outcome.hidden[0], float(outcome.reward[0]), True, False, _first(outcome.info)
 
-    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """(h, w, 3) uint8: image, region, mask and reward of the last step, or the image to come."""
-        return None if self.render_mode is None else render_step(self.game, self._last, 0)
+        if self.render_mode is None:
+            return None
+        if not self.game.started:
+            raise gym.error.ResetNeeded("call reset() before the first render()")
+        return render_step(self.game, self._last, 0)
 
 
 def _first(info: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskaug.envs.actions import ActionRule
+from maskaug.envs.actions import ActionRule, is_number
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.judges import resolve_judge
@@ -41,6 +41,10 @@ class Outcome:
     info: dict[str, npt.NDArray[Any]]
     mask: npt.NDArray[np.bool_]
     hidden: npt.NDArray[np.uint8]
+
+    def copy(self) -> Outcome:
+        """The same, sharing no memory: what was handed out may be written into."""
+        return copy.deepcopy(self)
 
 
 class MaskGame:
@@ -107,21 +111,30 @@ class MaskGame:
             raise ConfigurationError(f"fill={fill!r} is unknown; use one of {FILLS}")
         if not joint and (judge_lr is not None or judge_batch is not None):
             raise ConfigurationError("judge_lr and judge_batch do nothing with joint=False; leave them out")
-        if judge_lr is not None and not 0 < judge_lr < float("inf"):
+        if judge_lr is not None and not (is_number(judge_lr) and judge_lr > 0):
             raise ConfigurationError(f"judge_lr={judge_lr!r} must be a finite number above 0")
         _positive("judge_batch", 32 if judge_batch is None else judge_batch)
+        keywords = [p for p in inspect.signature(MaskGame).parameters if p not in ("num_envs", "options")]
         if isinstance(dataset, str):
-            _check_options(dataset, options)
+            _check_options(options, {*keywords, "render_mode", *dataset_options(dataset)})
             dataset = load_dataset(
                 dataset, root=root, split=split, image_size=image_size, channels=channels, seed=seed, **options
             )
-        elif options or root is not None:
-            names = ", ".join([*options, *(["root"] if root is not None else [])])
-            raise ConfigurationError(
-                f"{names} cannot be combined with dataset=ImageDataset(...), which is read already"
-            )
+        else:
+            _check_options(options, {*keywords, "render_mode"})
+            own = {"root": None, "split": dataset.split, "channels": dataset.shape[0], "image_size": dataset.shape[1]}
+            given = {"root": root, "split": split, "channels": channels, "image_size": image_size}
+            for name, value in given.items():
+                default = inspect.signature(MaskGame).parameters[name].default
+                if value not in (default, own[name]):
+                    raise ConfigurationError(
+                        f"{name}={value!r} cannot be combined with dataset=ImageDataset(...), whose {name} is "
+                        f"{own[name]!r}; leave it out"
+                    )
         if dataset.labels is None:
             raise ConfigurationError(f"{dataset.name} has no labels, and objective={objective!r} needs them")
+        if len(dataset.class_names) < 2:
+            raise ConfigurationError(f"{dataset.name} has one class alone, and a judge must tell at least two apart")
         if only_class is not None:
             if joint:
                 raise ConfigurationError("only_class needs a frozen judge: add joint=False and reward_model=FILE")
@@ -142,9 +155,11 @@ class MaskGame:
         self._labels = dataset.labels
         self._clean = torch.zeros(len(dataset), len(dataset.class_names), device=self.device)
         self._known = np.zeros(len(dataset), np.bool_)
-        self._known_version = self.reward_model.version
+        self._known_version = self.reward_model.weights_version()
         n, (_, h, w) = len(dataset), dataset.shape
         self.rngs: list[np.random.Generator] = []
+        # Its own generator: a slot must see the same images however often the judge learns.
+        self._judge_rng = np.random.default_rng(0)
         self._order = np.zeros((num_envs, n), np.int64)
         self._position = np.zeros(num_envs, np.int64)
         self._try = np.zeros(num_envs, np.int64)
@@ -169,6 +184,7 @@ class MaskGame:
     def seed(self, rngs: Sequence[np.random.Generator]) -> None:
         """Start every slot anew, each with its own generator and its own permutation of the images."""
         self.rngs = list(rngs)
+        self._judge_rng = self.rngs[0].spawn(1)[0]
         for slot, rng in enumerate(self.rngs):
             self._order[slot] = rng.permutation(len(self.dataset))
         self._position[:] = 0
@@ -212,6 +228,16 @@ class MaskGame:
         Raises:
             JudgeError: the judge returned something that is not finite; nothing has changed then.
         """
+        before = [rng.bit_generator.state for rng in self.rngs] if self.fill == "noise" else []
+        try:
+            return self._judge(cells)
+        except BaseException:
+            # The same step can then be tried again, with the same noise.
+            for rng, state in zip(self.rngs, before, strict=False):
+                rng.bit_generator.state = state
+            raise
+
+    def _judge(self, cells: Tensor) -> Outcome:
         index = self.index
         mask = cells_to_mask(cells, *self.dataset.shape[1:])
         images = torch.from_numpy(self.dataset.images[index]).to(self.device)
@@ -221,7 +247,7 @@ class MaskGame:
         terms = self.reward_model.score(
             hidden, self._clean_logits(index, images), torch.from_numpy(labels).to(self.device)
         )
-        area = mask_area(mask)
+        area = mask_area(cells)  # equal cells: the same share, from 64 times fewer numbers
         values = {name: value.float().cpu().numpy() for name, value in terms.items()}
         reward = values["gain"]
         if self.rule.price:
@@ -255,14 +281,17 @@ class MaskGame:
 
     def _clean_logits(self, index: npt.NDArray[np.int64], images: Tensor) -> Tensor:
         # Once per image as long as the judge's weights stay: half of all passes would go there otherwise.
-        if self._known_version != self.reward_model.version:
+        version = self.reward_model.weights_version()
+        if self._known_version != version:
             self._known[:] = False
-            self._known_version = self.reward_model.version
-        new = ~self._known[index]
-        if new.any():
-            where = torch.from_numpy(np.flatnonzero(new)).to(self.device)
-            self._clean[torch.from_numpy(index[new]).to(self.device)] = self.reward_model.logits(images[where]).float()
-            self._known[index] = True
+            self._known_version = version
+        new, first = np.unique(index, return_index=True)
+        new, first = new[~self._known[new]], first[~self._known[new]]
+        if len(new):
+            logits = self.reward_model.logits(images[torch.from_numpy(first).to(self.device)]).float()
+            self._clean[torch.from_numpy(new).to(self.device)] = logits
+            # What is not finite becomes an error, and is asked for again when the step is.
+            self._known[new] = logits.isfinite().all(1).cpu().numpy()
         return self._clean[torch.from_numpy(index).to(self.device)]
 
     def _filling(self, images: Tensor) -> Tensor:
@@ -279,8 +308,7 @@ class MaskGame:
         masks = torch.from_numpy(np.stack([mask for _, mask in batch])).to(self.device)
         noise = None
         if self.fill == "noise":
-            # Slot 0's generator: how many slots there are must not change how many numbers an image costs.
-            noise = torch.from_numpy(self.rngs[0].standard_normal(images.shape, np.float32)).to(self.device)
+            noise = torch.from_numpy(self._judge_rng.standard_normal(images.shape, np.float32)).to(self.device)
         aiding = keep(images, masks, filler(images, self.fill, noise))
         labels = torch.from_numpy(self._labels[index]).to(self.device)
         self.judge_loss = self.reward_model.update(images, aiding, labels)["judge_loss"]
@@ -289,8 +317,10 @@ class MaskGame:
 
     def state(self) -> dict[str, Any]:
         """Everything that changes: generators, places, the judge and what is known of it. Tensors, arrays and JSON."""
+        current = self._known_version == self.reward_model.weights_version()
         return {
             "rngs": [rng.bit_generator.state for rng in self.rngs],
+            "judge_rng": self._judge_rng.bit_generator.state,
             "order": self._order.copy(),
             "position": self._position.copy(),
             "try": self._try.copy(),
@@ -299,8 +329,7 @@ class MaskGame:
             "pending_index": np.array([i for i, _ in self._pending], np.int64),
             "pending_mask": np.array([m for _, m in self._pending], np.bool_).reshape(-1, *self.dataset.shape[1:]),
             "clean": self._clean.clone(),
-            "known": self._known.copy(),
-            "known_version": self._known_version,
+            "known": self._known & current,
             "judge": copy.deepcopy(self.reward_model.state()),
             "judge_loss": repr(self.judge_loss),
             "data": self.dataset.digest,
@@ -313,11 +342,8 @@ class MaskGame:
                 "this checkpoint was written with other images or another number of environments; continue with the "
                 "same data, split, image_size and num_envs"
             )
-        self.rngs = []
-        for saved in state["rngs"]:
-            rng = np.random.Generator(getattr(np.random, saved["bit_generator"])())
-            rng.bit_generator.state = saved
-            self.rngs.append(rng)
+        self.rngs = [_generator(saved) for saved in state["rngs"]]
+        self._judge_rng = _generator(state["judge_rng"])
         self._order[:], self._position[:], self._try[:] = state["order"], state["position"], state["try"]
         self._best[:], self._best_mask[:] = state["best"], state["best_mask"]
         self._pending = [
@@ -325,21 +351,23 @@ class MaskGame:
         ]
         self._clean.copy_(torch.as_tensor(state["clean"]))
         self._known[:] = state["known"]
-        self._known_version = state["known_version"]
         self.reward_model.load_state(state["judge"])
+        self._known_version = self.reward_model.weights_version()
         self.judge_loss = float(state["judge_loss"])
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """ "auto" is CUDA where there is one; a device that this machine lacks is an error that says so."""
+    """The device meant: "auto" is CUDA where there is one; one that this machine lacks is an error that says so."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         result = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigurationError(f"device={device!r} is not a device: {error}") from None
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(f"device={device!r} is not a device ({error}); use 'auto', 'cpu' or 'cuda'") from None
     if result.type == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"device={device!r}, but torch sees no CUDA device here; use device='cpu' or 'auto'")
+    if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device={device!r}, but torch sees {torch.cuda.device_count()} CUDA devices here")
     return result
 
 
@@ -348,11 +376,15 @@ def _positive(name: str, value: object) -> None:
         raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1")
 
 
-def _check_options(dataset: str, options: Mapping[str, Any]) -> None:
-    keywords = [p for p in inspect.signature(MaskGame).parameters if p not in ("num_envs", "options")]
-    known = sorted({*keywords, "render_mode", *dataset_options(dataset)})
+def _generator(state: Mapping[str, Any]) -> np.random.Generator:
+    rng = np.random.Generator(np.random.PCG64())
+    rng.bit_generator.state = dict(state)
+    return rng
+
+
+def _check_options(options: Mapping[str, Any], known: Collection[str]) -> None:
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigurationError(f"unknown keyword {name!r}; {hint}Known are: {', '.join(known)}")
+            raise ConfigurationError(f"unknown keyword {name!r}; {hint}Known are: {', '.join(sorted(known))}")

@@ -1,7 +1,7 @@
 """Reward models by name, by file, or brought along: building, saving and loading classifiers.
 
-A judge's file is safetensors: the weights, and in the header what is needed to build the network again. Nothing in it is
-executed.
+A judge's file is safetensors: the weights, and in the header what is needed to build the network again. Nothing in it
+is executed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from maskaug.envs.networks import SmallClassifier, seeded_weights
 JUDGES: dict[str, type[nn.Module]] = {"small": SmallClassifier}
 
 
-def make_judge(name: str, channels: int, classes: int, seed: int) -> nn.Module:
-    """A judge by name, with first weights drawn from `seed`."""
+def make_judge(name: str, channels: int, classes: int, seed: int, **settings: int) -> nn.Module:
+    """A judge by name, with first weights drawn from `seed`; `settings` are the network's own, such as its width."""
     if name not in JUDGES:
         raise ConfigurationError(
             f"reward_model={name!r} is neither a known judge ({', '.join(JUDGES)}) nor an existing .safetensors file"
         )
     with seeded_weights(seed):
-        return JUDGES[name](in_channels=channels, classes=classes)
+        return JUDGES[name](in_channels=channels, classes=classes, **settings)
 
 
 def save_judge(path: str | os.PathLike[str], model: nn.Module, **about: Any) -> None:
@@ -45,7 +45,9 @@ def save_judge(path: str | os.PathLike[str], model: nn.Module, **about: Any) -> 
         )
     first = next(p for p in model.parameters() if p.ndim == 4)
     last = list(model.parameters())[-1]
-    recipe = {"judge": names[0], "in_channels": first.shape[1], "classes": last.shape[0]}
+    recipe = {"judge": names[0], "in_channels": first.shape[1], "classes": last.shape[0], "width": first.shape[0]}
+    if clash := sorted(recipe.keys() & about.keys()):
+        raise ConfigurationError(f"{', '.join(clash)} is written from the network itself; give it another name")
     write_safetensors(path, dict(model.state_dict()), {"maskaug_judge": json.dumps({**recipe, **about})})
 
 
@@ -64,12 +66,14 @@ def load_judge(path: str | os.PathLike[str]) -> tuple[nn.Module, Mapping[str, An
             f"{path} holds weights but not the recipe of a MaskAug judge; write it with `maskaug pretrain`, or build "
             "the network yourself and pass the module as reward_model"
         )
-    about: dict[str, Any] = json.loads(metadata["maskaug_judge"])
-    model = make_judge(about["judge"], about["in_channels"], about["classes"], seed=0)
     try:
+        about: dict[str, Any] = json.loads(metadata["maskaug_judge"])
+        model = make_judge(about["judge"], about["in_channels"], about["classes"], seed=0, width=about["width"])
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise JudgeError(f"{path} does not fit the judge {about['judge']!r}: {error}") from None
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise JudgeError(
+            f"{path} does not hold what its header says ({error}); write it anew with `maskaug pretrain`"
+        ) from None
     return model, about
 
 
@@ -93,7 +97,7 @@ def resolve_judge(
     channels = image_shape[0]
     if isinstance(reward_model, nn.Module):
         model: nn.Module = reward_model
-    elif reward_model is not None and (Path(reward_model).suffix == ".safetensors" or Path(reward_model).exists()):
+    elif reward_model is not None and reward_model not in JUDGES and _is_file(reward_model):
         model, about = load_judge(reward_model)
         if (about["in_channels"], about["classes"]) != (channels, classes):
             raise ConfigurationError(
@@ -110,11 +114,22 @@ def resolve_judge(
     with torch.no_grad():
         probe = next(model.parameters(), torch.zeros(())).device
         was_training = model.training
-        out = model.eval()(torch.zeros(1, *image_shape, device=probe))
-        model.train(was_training)
+        try:
+            out = model.eval()(torch.zeros(1, *image_shape, device=probe))
+        except Exception as error:  # a network may raise anything when it gets images it was not made for
+            raise ConfigurationError(
+                f"the reward model fails on images of shape {(1, *image_shape)}, float32 in [0, 1]: {error}"
+            ) from error
+        finally:
+            model.train(was_training)
     if not isinstance(out, torch.Tensor) or out.shape != (1, classes):
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         raise ConfigurationError(
             f"the reward model must return logits (N, {classes}), but it returned {got} for one image"
         )
     return model
+
+
+def _is_file(name: str | os.PathLike[str]) -> bool:
+    # A name with the ending is meant as a file even where there is none: the error then says so.
+    return Path(name).suffix == ".safetensors" or Path(name).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class FitSettings:
 
     updates: int = 600
     batch_size: int = 32
-    lr: float = 3e-3
+    lr: float = 2e-3
     weight_decay: float = 0.05
     shift: float = 0.06
     flip: bool = True
@@ -74,8 +75,8 @@ def fit_classifier(
     if train.labels is None:
         raise ConfigurationError(f"{train.name} has no labels, and a classifier needs them")
     generator = torch.Generator().manual_seed(settings.seed)
-    images = torch.as_tensor(np.ascontiguousarray(train.images))
-    labels = torch.as_tensor(train.labels)
+    images = _tensor(train.images)
+    labels = _tensor(train.labels)
     model.to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
     warm = max(1, settings.updates // 10)
@@ -83,7 +84,8 @@ def fit_classifier(
         optimiser,
         lambda i: min((i + 1) / warm, 0.5 * (1 + float(np.cos(np.pi * min(1.0, i / settings.updates))))),
     )
-    every = settings.updates // settings.checks if val is not None and settings.checks else 0
+    checks = 0 if val is None else min(settings.checks, settings.updates)
+    moments = {settings.updates * (i + 1) // checks for i in range(checks)}
     best: dict[str, float] = {}
     kept: dict[str, Tensor] | None = None
     order = torch.empty(0, dtype=torch.int64)
@@ -104,7 +106,7 @@ def fit_classifier(
         schedule.step()
         if progress is not None:
             progress(step + 1, {"loss": float(loss.detach())})
-        if every and val is not None and (step + 1) % every == 0:
+        if val is not None and step + 1 in moments:
             scores = evaluate_classifier(model, val, device=device)
             model.train()
             if not best or scores["loss"] < best["loss"]:
@@ -141,8 +143,7 @@ def predict_logits(
     was_training = model.training
     model.eval()
     parts = [
-        model(to_float(torch.as_tensor(np.ascontiguousarray(images[i : i + batch_size])).to(device))).cpu()
-        for i in range(0, len(images), batch_size)
+        model(to_float(_tensor(images[i : i + batch_size]).to(device))).cpu() for i in range(0, len(images), batch_size)
     ]
     model.train(was_training)
     return torch.cat(parts)
@@ -157,7 +158,7 @@ def evaluate_classifier(
     """
     assert dataset.labels is not None
     logits = predict_logits(model, dataset.images, device=device)
-    labels = torch.as_tensor(dataset.labels)
+    labels = _tensor(dataset.labels)
     probabilities = logits.softmax(1).double().numpy()
     classes = len(dataset.class_names)
     auroc = float("nan")
@@ -171,3 +172,8 @@ def evaluate_classifier(
         "auroc": auroc,
         "loss": float(functional.cross_entropy(logits, labels)),
     }
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    # torch warns of arrays that cannot be written to, and a cache's memory map is one.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

@@ -74,8 +74,10 @@ def mask_row(
 ) -> list[Picture]:
     """Image · region · mask · aiding view, each (side, side, 3); without a known region the second is the image."""
     base = to_rgb(image, side)
-    known = base if region is None or not region.any() else outline(base, region, REGION)
-    return [base, known, tint(known, mask, MASK), to_rgb(np.where(mask, image, 0).astype(np.uint8), side)]
+    known, masked = base, tint(base, mask, MASK)
+    if region is not None and region.any():
+        known, masked = outline(base, region, REGION), outline(masked, region, REGION)
+    return [base, known, masked, to_rgb(np.where(mask, image, 0).astype(np.uint8), side)]
 
 
 def render_step(game: MaskGame, outcome: Outcome | None, slot: int, side: int = 192) -> Picture:

@@ -5,6 +5,7 @@ Both losses of a reward always come from the same weights in the same, evaluatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -40,16 +41,30 @@ class ClassifierReward:
         self.model = model.to(device).eval()
         self.objective = objective
         self.device = device
-        #: counts updates: whoever caches a clean loss compares it.
+        #: counts updates.
         self.version = 0
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        if trainable and not learning:
+            raise ConfigurationError(
+                "joint=True trains the judge, but no parameter of reward_model requires a gradient; use joint=False"
+            )
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr) if trainable else None
+
+    def weights_version(self) -> int:
+        """Grows whenever the weights change, whoever changes them: whoever caches a clean loss compares it.
+
+        An evaluation shares the module of a game that trains it, so counting the updates made here is not enough.
+        """
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return self.version + sum(t._version for t in tensors if not t.is_inference())
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → logits (N, classes), in evaluation mode, without gradient."""
         self.model.eval()
         result: Tensor = self.model(to_float(images))
-        return result
+        # Detached: a view of a parameter keeps its gradient even under no_grad.
+        return result.detach()
 
     def score(self, hidden: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the reward, each (N,) float32; "gain" is the reward before any price.
@@ -63,10 +78,7 @@ class ClassifierReward:
         if self.objective == "sensitivity":
             change = (logits - logits.mean(1, keepdim=True)) - (clean_logits - clean_logits.mean(1, keepdim=True))
             return {"gain": change.abs().sum(1)}
-        losses = functional.cross_entropy(
-            torch.cat([clean_logits, logits]), torch.cat([labels, labels]), reduction="none"
-        )
-        clean, masked = losses.split(len(labels))
+        clean, masked = (functional.cross_entropy(x, labels, reduction="none") for x in (clean_logits, logits))
         return {"loss_clean": clean, "loss_hidden": masked, "gain": masked - clean}
 
     @property
@@ -84,14 +96,14 @@ class ClassifierReward:
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
         self.model.train()
         loss = functional.cross_entropy(self.model(to_float(torch.cat([images, aiding]))), torch.cat([labels, labels]))
+        self.model.eval()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
-        self.model.eval()
         self.version += 1
-        value = float(loss.detach())
-        if not torch.isfinite(loss.detach()):
-            raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
         return {"judge_loss": value}
 
     def state(self) -> dict[str, object]:

@@ -24,6 +24,7 @@ class EnvOptions:
         channels: 1 or 3.
         objective: what a mask earns.
         grid: cells along each side.
+        patch_cells: side of a patch in cells; for agents that play patches.
         area: share of the image to select.
         area_price: weight of the price of leaving that area.
         fill: what hidden pixels become.
@@ -47,6 +48,7 @@ class EnvOptions:
     channels: int | None = None
     objective: str | None = None
     grid: int | None = None
+    patch_cells: int | None = None
     area: float | None = None
     area_price: float | None = None
     fill: str | None = None
@@ -75,22 +77,34 @@ class APGAOptions:
     Attributes:
         loss: "reinforce", or "published" for the paper's own.
         learning_rate: of Adam.
-        entropy: weight of the entropy.
+        entropy: weight of the entropy (reinforce only).
+        normalise: advantages of unit size (reinforce only).
+        max_grad_norm: gradients are clipped to this norm.
         average: decay of the averaged weights.
         mirror: mirrored views.
         init: "auto", "judge" or "random": where the policy's trunk comes from.
         smooth: smoothing over neighbouring cells.
         width: channels of the first stage.
+        loss_scale: factor of the first term (published only).
+        penalty_none: price of claiming cells (published only).
+        penalty_all: price of claiming none (published only).
+        baseline_decay: of the moving baseline (published only).
     """
 
     loss: str | None = None
     learning_rate: float | None = None
     entropy: float | None = None
+    normalise: bool | None = None
+    max_grad_norm: float | None = None
     average: float | None = None
     mirror: bool | None = None
     init: str | None = None
     smooth: bool | None = None
     width: int | None = None
+    loss_scale: float | None = None
+    penalty_none: float | None = None
+    penalty_all: float | None = None
+    baseline_decay: float | None = None
 
 
 def train_apga(
@@ -102,8 +116,8 @@ def train_apga(
     device: str = "auto",
     checkpoint_every: int = 5_000,
     resume: bool = False,
-    env: EnvOptions = EnvOptions(),  # noqa: B008 (frozen)
-    agent: APGAOptions = APGAOptions(),  # noqa: B008
+    env: EnvOptions = EnvOptions(),
+    agent: APGAOptions = APGAOptions(),
 ) -> None:
     """Train APGA; it plays action="grid" with 4 tries an image and fill="blur" unless --env.… says otherwise.
 
@@ -156,12 +170,12 @@ def evaluate(
 def pretrain(
     out: Path,
     env_id: str = "MaskAug-Synthetic-v0",
-    updates: int = 1000,
+    updates: int = 1500,
     batch_size: int = 32,
-    lr: float = 3e-3,
+    lr: float = 2e-3,
     seed: int = 0,
     device: str = "auto",
-    env: EnvOptions = EnvOptions(),  # noqa: B008
+    env: EnvOptions = EnvOptions(),
 ) -> None:
     """Train a judge on the clean images of an environment; use it with --env.reward-model FILE --env.joint False.
 
@@ -228,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tyro.extras.subcommand_cli_from_dict(flat, prog=program, args=words, description=__doc__)
     except (MaskAugError, gym.error.Error, OSError) as error:
-        print(f"maskaug: error: {error}", file=sys.stderr)
+        print("maskaug: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("maskaug: interrupted; a training run continues with --resume", file=sys.stderr)

@@ -1,0 +1,131 @@
+"""How much the environment and the agent cost beyond the passes through networks that nobody can avoid.
+
+Ratios of CPU time, both sides measured in turn (A B A B …) in one process, the median of the rounds: absolute times mean
+nothing on a shared machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from maskaug.agents.apga import APGA
+from maskaug.envs.environment import MaskVectorEnv
+from maskaug.envs.files import atomic_write
+from maskaug.envs.judges import make_judge
+from maskaug.envs.networks import to_float
+
+REPEAT = 4
+
+
+def ratio(numerator: Callable[[], None], denominator: Callable[[], None], rounds: int) -> tuple[float, float, float]:
+    """(median, 10 %, 90 %) of CPU time of `numerator` ÷ that of `denominator`, over rounds of both in turn."""
+    numerator()
+    denominator()
+    found = []
+    for _ in range(rounds):
+        seconds = []
+        for side in (numerator, denominator):
+            began = time.process_time()
+            side()
+            seconds.append(time.process_time() - began)
+        found.append(seconds[0] / seconds[1])
+    low, middle, high = np.percentile(found, [10, 50, 90])
+    return float(middle), float(low), float(high)
+
+
+def environment_ratio(num_envs: int, rounds: int, action: str = "grid", repeat: int = 1) -> tuple[float, float, float]:
+    """Images per second of environment steps ÷ images per second of the bare judge (1 = the environment is free).
+
+    The bare judge gets the same number of uint8 images, and gives one loss for each. The clean losses are known already,
+    as they are after one pass over the data with a frozen judge.
+    """
+    judge = make_judge("small", 1, 2, 0)
+    env = MaskVectorEnv(num_envs, n=500, action=action, joint=False, reward_model=judge, repeat=repeat, device="cpu")
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(10)]
+    env.reset(seed=0)
+    for step in range(2 * repeat * len(env.dataset) // num_envs + 1):
+        env.step(actions[step % len(actions)])
+    images = torch.from_numpy(np.array(env.dataset.images[:num_envs]))
+    assert env.dataset.labels is not None
+    labels = torch.from_numpy(env.dataset.labels[:num_envs])
+
+    def steps() -> None:
+        for action_batch in actions:
+            env.step(action_batch)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for _ in actions:
+                functional.cross_entropy(judge(to_float(images)), labels, reduction="none").numpy()
+
+    return ratio(bare, steps, rounds)
+
+
+def agent_ratio(num_envs: int, rounds: int, joint: bool) -> tuple[float, float, float]:
+    """CPU time of one APGA training step ÷ that of its unavoidable passes (1 = nothing else costs anything).
+
+    Unavoidable: the policy forward and backward over N images; the judge forward over S·N masked images; and in the joint
+    game the judge forward over N clean images, and forward and backward over N clean images and N aiding views.
+    """
+    judge = make_judge("small", 1, 2, 0)
+    keywords = {"joint": True, "judge_batch": num_envs} if joint else {"joint": False}
+    env = MaskVectorEnv(num_envs, n=500, reward_model=judge, repeat=REPEAT, device="cpu", **keywords)
+    agent = APGA(env, seed=0, device="cpu")
+    agent.learn(2 * REPEAT * len(env.dataset) if not joint else REPEAT * num_envs)
+    images = torch.from_numpy(np.array(env.dataset.images[:num_envs]))
+    assert env.dataset.labels is not None
+    labels = torch.from_numpy(env.dataset.labels[:num_envs])
+    bare_policy, bare_judge = agent._make_policy(), make_judge("small", 1, 2, 0)
+
+    def floor() -> None:
+        bare_policy(to_float(images)).sum().backward()
+        with torch.no_grad():
+            for _ in range(REPEAT + int(joint)):
+                bare_judge(to_float(images))
+        if joint:
+            pair = to_float(torch.cat([images, images]))
+            functional.cross_entropy(bare_judge(pair), torch.cat([labels, labels])).backward()  # type: ignore[no-untyped-call]
+
+    return ratio(lambda: agent.learn(REPEAT * num_envs) and None, floor, rounds)
+
+
+def throughput(
+    *, num_envs: int, rounds: int, out: Path | None = None, say: Callable[[str], None] = print
+) -> dict[str, float]:
+    """Measure and print all ratios; `out` names a CSV file for them.
+
+    Args:
+        num_envs: N.
+        rounds: measurements of each ratio.
+        out: where to write the CSV.
+        say: where lines for people go.
+    """
+    rows = {
+        f"environment steps ÷ bare judge, grid, N={num_envs}": environment_ratio(num_envs, rounds),
+        f"environment steps ÷ bare judge, grid, repeat={REPEAT}, N={num_envs}": environment_ratio(
+            num_envs, rounds, repeat=REPEAT
+        ),
+        f"environment steps ÷ bare judge, patch, N={num_envs}": environment_ratio(num_envs, rounds, "patch"),
+        "APGA step ÷ unavoidable passes, frozen judge, N=32": agent_ratio(32, rounds, joint=False),
+        "APGA step ÷ unavoidable passes, joint, N=32": agent_ratio(32, rounds, joint=True),
+    }
+    say(f"{'CPU-time ratios, ' + str(torch.get_num_threads()) + ' threads':<62}{'median':>8}{'10 %':>8}{'90 %':>8}")
+    for name, (middle, low, high) in rows.items():
+        say(f"{name:<62}{middle:>8.3f}{low:>8.3f}{high:>8.3f}")
+    if out is not None:
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("ratio", "median", "p10", "p90"), *((k, *v) for k, v in rows.items())])
+
+        atomic_write(out, write)
+        say(f"wrote {out}")
+    return {name: values[0] for name, values in rows.items()}

@@ -1,0 +1,208 @@
+"""What a mask earns, against values computed by hand; and how the judge learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from env_helpers import BrightnessJudge, FlatJudge, pictures, small
+from torch import Tensor, nn
+
+from maskaug.envs.environment import MaskEnv, MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError, JudgeError
+from maskaug.envs.rewards import ClassifierReward
+
+CPU = torch.device("cpu")
+
+
+def log1pexp(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def test_adversarial_terms_by_hand() -> None:
+    reward = ClassifierReward(BrightnessJudge(4.0), "adversarial", CPU, trainable=False)
+    clean = torch.stack([torch.full((1, 2, 2), 255), torch.full((1, 2, 2), 51)]).to(torch.uint8)
+    hidden = torch.stack([torch.tensor([[[0, 0], [255, 255]]]), torch.zeros(1, 2, 2)]).to(torch.uint8)
+    labels = torch.tensor([1, 0])
+    terms = reward.score(hidden, reward.logits(clean), labels)
+    # logits (0, 4 · mean): the first image goes from mean 1 to ½ with label 1, the second from 1/5 to 0 with label 0.
+    loss_clean, loss_hidden = [log1pexp(-4), log1pexp(0.8)], [log1pexp(-2), math.log(2)]
+    assert set(terms) == set(reward.terms) == {"loss_clean", "loss_hidden", "gain"}
+    assert terms["loss_clean"].tolist() == pytest.approx(loss_clean, rel=1e-5)
+    assert terms["loss_hidden"].tolist() == pytest.approx(loss_hidden, rel=1e-5)
+    assert terms["gain"].tolist() == pytest.approx([b - a for a, b in zip(loss_clean, loss_hidden, strict=True)])
+    assert terms["gain"][0] > 0 > terms["gain"][1]
+
+
+def test_sensitivity_by_hand_and_without_labels() -> None:
+    class Three(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            m = images.mean((1, 2, 3))
+            return torch.stack([m, 2 * m, 6 * m + 1], 1)
+
+    reward = ClassifierReward(Three(), "sensitivity", CPU, trainable=False)
+    clean, hidden = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+    terms = [reward.score(hidden, reward.logits(clean), torch.tensor([label])) for label in (0, 1, 2)]
+    # clean (1, 2, 7) centred (−7/3, −4/3, 11/3); hidden (0, 0, 1) centred (−1/3, −1/3, 2/3): changes 2, 1, 3
+    assert [set(t) for t in terms] == [{"gain"}] * 3 == [set(reward.terms)] * 3
+    assert [t["gain"].item() for t in terms] == pytest.approx([6, 6, 6])
+    two = ClassifierReward(BrightnessJudge(4.0), "sensitivity", CPU, trainable=False)
+    assert two.score(hidden, two.logits(clean), torch.tensor([0]))["gain"].item() == pytest.approx(4)
+
+
+def test_the_environments_reward_is_gain_minus_price() -> None:
+    data = pictures(4)
+    env = MaskEnv(
+        dataset=data, grid=4, area=0.25, area_price=3.0, joint=False, reward_model=BrightnessJudge(4.0), repeat=9
+    )
+    observation, info = env.reset(seed=1)
+    mean, label = float(observation.mean()) / 255, info["label"]
+    sign = -1 if label == 1 else 1
+    for chosen in ([], [0, 5], [1, 2, 3, 4], range(16)):
+        action = np.zeros(16, np.int8)
+        action[list(chosen)] = 1
+        hidden, reward, _, _, info = env.step(action)
+        kept = observation.copy()
+        for cell in chosen:
+            top, left = 4 * (cell // 4), 4 * (cell % 4)
+            kept[:, top : top + 4, left : left + 4] = 0
+        np.testing.assert_array_equal(hidden, kept)
+        area = len(chosen) / 16
+        price = 3 * (max(0, 0.25 - area) / 0.25) ** 2 + 3 * (max(0, area - 0.25) / 0.75) ** 2
+        gain = log1pexp(sign * 4 * kept.mean() / 255) - log1pexp(sign * 4 * mean)
+        assert info["area"] == area
+        assert info["gain"] == pytest.approx(gain, abs=1e-5)
+        assert info["price"] == pytest.approx(price, abs=1e-6)
+        assert reward == pytest.approx(gain - price, abs=1e-5)
+        env.reset()
+
+
+def test_a_price_of_zero_is_no_term() -> None:
+    env = MaskEnv(dataset=pictures(), grid=4, area_price=0)
+    _, info = env.reset(seed=0)
+    assert "price" not in info
+    _, reward, _, _, info = env.step(np.ones(16))
+    assert "price" not in info
+    assert reward == info["gain"]
+
+
+class Moody(nn.Module):
+    """Dropout and batch norm: in training mode every pass gives something else and changes the statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+        self.head = nn.Linear(4 * 14 * 14, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layers(images))
+        return logits
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_an_empty_mask_is_worth_exactly_minus_the_price(joint: bool) -> None:
+    model = Moody().train()
+    env = MaskEnv(dataset=pictures(), grid=4, joint=joint, judge_batch=3 if joint else None, reward_model=model)
+    env.reset(seed=0)
+    for _ in range(12):
+        _, reward, _, _, info = env.step(np.zeros(16))
+        assert (info["gain"], reward) == (0.0, -1.0)
+        env.reset()
+    updates = env.game.reward_model.version
+    assert updates == (4 if joint else 0)
+    assert int(model.layers[1].num_batches_tracked) == updates
+
+
+def test_rewards_draw_nothing_from_torchs_global_generator() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    env = MaskVectorEnv(2, dataset=pictures(), grid=4, fill="noise", judge_batch=2)
+    env.reset(seed=0)
+    env.step(np.ones((2, 16)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_update_lowers_the_loss_of_both_views_and_counts() -> None:
+    data = pictures(8)
+    assert data.labels is not None
+    reward = ClassifierReward(FlatJudge(data), "adversarial", CPU, trainable=True, lr=1e-3)
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    aiding = torch.where(images > 100, images, torch.zeros_like(images))
+
+    def losses() -> list[float]:
+        loss = nn.functional.cross_entropy
+        return [float(loss(reward.logits(x), labels)) for x in (images, aiding)]
+
+    before = losses()
+    assert reward.update(images, aiding, labels)["judge_loss"] == pytest.approx(sum(before) / 2, rel=1e-5)
+    for _ in range(30):
+        reward.update(images, aiding, labels)
+    assert all(after < start for after, start in zip(losses(), before, strict=True))
+    assert reward.version == 31
+    assert not reward.model.training
+
+
+def test_what_cannot_learn_is_refused() -> None:
+    data = pictures(2)
+    images, labels = torch.from_numpy(data.images), torch.tensor([0, 1])
+    frozen = ClassifierReward(FlatJudge(data), "adversarial", CPU, trainable=False)
+    with pytest.raises(ConfigurationError, match="joint=True"):
+        frozen.update(images, images, labels)
+    with pytest.raises(ConfigurationError, match="joint=False"):
+        ClassifierReward(FlatJudge(data).requires_grad_(False), "adversarial", CPU, trainable=True)
+    with pytest.raises(ConfigurationError, match="'adversarial', 'sensitivity'"):
+        ClassifierReward(FlatJudge(data), "reconstruction", CPU, trainable=False)
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights() -> None:
+    data = pictures(2)
+    judge = FlatJudge(data)
+    reward = ClassifierReward(judge, "adversarial", CPU, trainable=True)
+    images, labels = torch.from_numpy(data.images), torch.tensor([0, 1])
+    judge.register_forward_hook(lambda module, args, output: output * math.nan)
+    before = judge.linear.weight.detach().clone()
+    with pytest.raises(JudgeError, match="lower judge_lr"):
+        reward.update(images, images, labels)
+    assert torch.equal(judge.linear.weight, before)
+    assert reward.version == 0
+
+
+def test_state_continues_to_the_bit() -> None:
+    data = pictures(8)
+    assert data.labels is not None
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+
+    def make(seed: int) -> ClassifierReward:
+        return ClassifierReward(small(data, seed), "adversarial", CPU, trainable=True, lr=1e-2)
+
+    one, other = make(0), make(1)
+    one.update(images, images, labels)
+    other.load_state({**one.state()})
+    assert other.version == 1
+    ends: list[Any] = []
+    for reward in (one, other):
+        reward.update(images, images // 2, labels)
+        ends.append(reward.logits(images))
+    assert torch.equal(*ends)
+
+
+def test_the_weights_version_sees_every_change() -> None:
+    data = pictures(2)
+    model = Moody()
+    reward = ClassifierReward(model, "adversarial", CPU, trainable=True)
+    images, labels = torch.from_numpy(data.images), torch.tensor([0, 1])
+    seen = [reward.weights_version()]
+    reward.logits(images)
+    assert reward.weights_version() == seen[0]
+    reward.update(images, images, labels)
+    seen.append(reward.weights_version())
+    model.load_state_dict(Moody().state_dict())
+    seen.append(reward.weights_version())
+    with torch.no_grad():
+        model.head.bias += 1
+    seen.append(reward.weights_version())
+    assert seen == sorted(set(seen))
