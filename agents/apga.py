@@ -146,7 +146,7 @@ class APGA(MaskAgent):
         if unknown:
             raise ConfigurationError(f"unknown setting {', '.join(unknown)}; APGA knows {', '.join(sorted(known))}")
         super().__init__(env, APGASettings(**settings), seed, device)
-        self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate)
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
         self._baseline = 0.0
 
     def _make_policy(self) -> nn.Module:

@@ -1,7 +1,7 @@
 """Does the mask find what matters? Retention at equal area over seeds, with all controls: `maskaug bench retention`.
 
-One seed = one draw (or split) of the data, one judge trained on its training split and frozen, one APGA trained against it.
-Everything is scored on the held-out test split.
+One seed = one draw (or split) of the data, one judge trained on its training split and frozen, one APGA trained against
+it. Everything is scored on the held-out test split.
 """
 
 from __future__ import annotations

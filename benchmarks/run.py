@@ -86,8 +86,9 @@ class RunFolder:
                 reader = csv.DictReader(file)
                 # A row that a kill cut short has no line end and too few fields; it is later than the checkpoint.
                 self._columns = list(reader.fieldnames or [])
-                if self._columns[:1] == [STEP]:
-                    rows = [r for r in reader if None not in r.values() and r[STEP].isdigit() and int(r[STEP]) <= step]
+                if self._columns[:1] != [STEP]:
+                    raise ConfigurationError(f"{self._csv} has no column {STEP!r}; was it edited? Delete it to go on")
+                rows = [r for r in reader if None not in r.values() and r[STEP].isdigit() and int(r[STEP]) <= step]
         if self._columns:
             atomic_write(self._csv, lambda path: self._write_rows(path, rows))
         self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)

@@ -1,7 +1,7 @@
 """How much the environment and the agent cost beyond the passes through networks that nobody can avoid.
 
-Ratios of CPU time, both sides measured in turn (A B A B …) in one process, the median of the rounds: absolute times mean
-nothing on a shared machine.
+Ratios of CPU time, both sides measured in turn (A B A B …) in one process, the median of the rounds: absolute times
+mean nothing on a shared machine.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def ratio(numerator: Callable[[], None], denominator: Callable[[], None], rounds
 def environment_ratio(num_envs: int, rounds: int, action: str = "grid", repeat: int = 1) -> tuple[float, float, float]:
     """Images per second of environment steps ÷ images per second of the bare judge (1 = the environment is free).
 
-    The bare judge gets the same number of uint8 images, and gives one loss for each. The clean losses are known already,
-    as they are after one pass over the data with a frozen judge.
+    The bare judge gets the same number of uint8 images, and gives one loss for each. The clean losses are known
+    already, as they are after one pass over the data with a frozen judge.
     """
     judge = make_judge("small", 1, 2, 0)
     env = MaskVectorEnv(num_envs, n=500, action=action, joint=False, reward_model=judge, repeat=repeat, device="cpu")
@@ -72,8 +72,8 @@ def environment_ratio(num_envs: int, rounds: int, action: str = "grid", repeat: 
 def agent_ratio(num_envs: int, rounds: int, joint: bool) -> tuple[float, float, float]:
     """CPU time of one APGA training step ÷ that of its unavoidable passes (1 = nothing else costs anything).
 
-    Unavoidable: the policy forward and backward over N images; the judge forward over S·N masked images; and in the joint
-    game the judge forward over N clean images, and forward and backward over N clean images and N aiding views.
+    Unavoidable: the policy forward and backward over N images; the judge forward over S·N masked images; and in the
+    joint game the judge forward over N clean images, and forward and backward over N clean images and N aiding views.
     """
     judge = make_judge("small", 1, 2, 0)
     keywords = {"joint": True, "judge_batch": num_envs} if joint else {"joint": False}
@@ -94,7 +94,10 @@ def agent_ratio(num_envs: int, rounds: int, joint: bool) -> tuple[float, float, 
             pair = to_float(torch.cat([images, images]))
             functional.cross_entropy(bare_judge(pair), torch.cat([labels, labels])).backward()  # type: ignore[no-untyped-call]
 
-    return ratio(lambda: agent.learn(REPEAT * num_envs) and None, floor, rounds)
+    def step() -> None:
+        agent.learn(REPEAT * num_envs)
+
+    return ratio(step, floor, rounds)
 
 
 def throughput(

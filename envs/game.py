@@ -330,7 +330,7 @@ class MaskGame:
             "pending_mask": np.array([m for _, m in self._pending], np.bool_).reshape(-1, *self.dataset.shape[1:]),
             "clean": self._clean.clone(),
             "known": self._known & current,
-            "judge": copy.deepcopy(self.reward_model.state()),
+            "judge": self.reward_model.state(),
             "judge_loss": repr(self.judge_loss),
             "data": self.dataset.digest,
         }

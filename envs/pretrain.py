@@ -47,6 +47,19 @@ class FitSettings:
     seed: int = 0
 
 
+def aiding_view(masks: Tensor) -> View:
+    """The decoupled use of a masker: a `view` for `fit_classifier` that hides everything but each image's mask.
+
+    Args:
+        masks: (N, H, W) bool, one for each training image in order, e.g. from `maskaug.load_masker(path)(images)`.
+    """
+
+    def view(images: Tensor, index: Tensor) -> Tensor:
+        return images * masks[index.to(masks.device)].to(images.device)[:, None]
+
+    return view
+
+
 def fit_classifier(
     model: nn.Module,
     train: ImageDataset,

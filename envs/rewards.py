@@ -5,6 +5,7 @@ Both losses of a reward always come from the same weights in the same, evaluatio
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -48,7 +49,7 @@ class ClassifierReward:
             raise ConfigurationError(
                 "joint=True trains the judge, but no parameter of reward_model requires a gradient; use joint=False"
             )
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr) if trainable else None
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr, fused=True) if trainable else None
 
     def weights_version(self) -> int:
         """Grows whenever the weights change, whoever changes them: whoever caches a clean loss compares it.
@@ -107,16 +108,18 @@ class ClassifierReward:
         return {"judge_loss": value}
 
     def state(self) -> dict[str, object]:
-        """Weights, optimiser and version, for an exact resume."""
-        return {
+        """Weights, optimiser and version, for an exact resume; a copy."""
+        state = {
             "weights": dict(self.model.state_dict()),
             "optimiser": None if self.optimiser is None else self.optimiser.state_dict(),
             "version": self.version,
         }
+        return copy.deepcopy(state)
 
     def load_state(self, state: Mapping[str, object]) -> None:
         """Put back what `state` gave."""
         self.model.load_state_dict(state["weights"])  # type: ignore[arg-type]
         if self.optimiser is not None and state["optimiser"] is not None:
-            self.optimiser.load_state_dict(state["optimiser"])  # type: ignore[arg-type]
+            # An optimiser takes the very tensors that it is given, and would then write into `state`.
+            self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # type: ignore[arg-type]
         self.version = int(state["version"])  # type: ignore[call-overload]

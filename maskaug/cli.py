@@ -217,12 +217,41 @@ def bench_throughput(out: Path | None = None, num_envs: int = 64, rounds: int = 
     throughput(num_envs=num_envs, rounds=rounds, out=out)
 
 
+def bench_retention(
+    env_id: str = "MaskAug-Synthetic-v0",
+    seeds: int = 5,
+    judge_updates: int = 1500,
+    total_timesteps: int = 12_800,
+    num_envs: int = 32,
+    out: Path | None = None,
+    env: EnvOptions = EnvOptions(),
+    agent: APGAOptions = APGAOptions(),
+) -> None:
+    """Retention of the known region at equal area, with all controls, over seeds: judge, APGA, held-out test split.
+
+    Args:
+        env_id: whose images and grid.
+        seeds: how many, from 0; each draws or splits the data anew and trains its own judge and agent.
+        judge_updates: of the judge's training.
+        total_timesteps: masks that APGA has judged.
+        num_envs: images a batch.
+        out: a JSON file for every figure of every seed.
+        env: the environment; played like `maskaug train apga`, with a frozen judge.
+        agent: the agent.
+    """
+    from maskaug.benchmarks.retention import RetentionSettings, retention
+
+    settings = {k: v for k, v in dataclasses.asdict(agent).items() if v is not None}
+    play = {**apga_play(settings.get("loss", "reinforce")), **env.given()}
+    retention(RetentionSettings(env_id, play, judge_updates, total_timesteps, num_envs, settings), seeds, out)
+
+
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "envs": envs,
     "train": {"apga": train_apga},
     "evaluate": evaluate,
     "pretrain": pretrain,
-    "bench": {"throughput": bench_throughput},
+    "bench": {"retention": bench_retention, "throughput": bench_throughput},
 }
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 from marker_game import GRID, SIZE, MarkerJudge, joint_env, marker_env, marker_images
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import Tensor, nn
 
 from maskaug.agents import plackett_luce
@@ -115,11 +116,11 @@ def test_all_tries_of_an_update_are_of_one_image_even_after_somebody_played_on()
 
 def test_published_steps_are_the_hand_computed_ones() -> None:
     env = marker_env(6, repeat=1)
-    settings = {"average": 0.0, "mirror": False, "max_grad_norm": float("inf"), "learning_rate": 1e-2}
-    agent = APGA(env, loss="published", seed=3, **settings)
-    twin = APGA(marker_env(6, repeat=1), loss="published", seed=3, **settings).policy
-    optimiser = torch.optim.Adam(twin.parameters(), 1e-2)
-    observation, _ = marker_env(6, repeat=1).reset(seed=3)
+    settings: dict[str, Any] = {"average": 0.0, "mirror": False, "max_grad_norm": float("inf"), "learning_rate": 1e-4}
+    agent = APGA(env, loss="published", seed=5, **settings)
+    twin = APGA(marker_env(6, repeat=1), loss="published", seed=5, **settings).policy
+    optimiser = torch.optim.Adam(twin.parameters(), 1e-4)
+    observation, _ = marker_env(6, repeat=1).reset(seed=5)
     judge, baseline = MarkerJudge(), 0.0
     for _ in range(2):
         (metrics,) = record(agent, 1)
@@ -142,16 +143,16 @@ def test_published_steps_are_the_hand_computed_ones() -> None:
         assert reward != 0
         assert metrics["train/loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         for mine, its in zip(twin.parameters(), agent.policy.parameters(), strict=True):
-            torch.testing.assert_close(its, mine, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(its, mine, rtol=1e-4, atol=1e-6)
         assert agent.env is not None
         observation = agent.env.game.observe()
 
 
 def test_published_starts_with_something_selected_and_something_not() -> None:
-    # From level scores the threshold selects nothing, the reward is 0 for ever, and the baseline of every table is a dud.
+    # From level scores the threshold selects nothing, and the reward is 0 for ever: a dud of a baseline.
     areas = [record(APGA(marker_env(16, 1), loss="published", seed=s), 1)[0]["rollout/area"] for s in range(6)]
     assert all(0 < a < 1 for a in areas)
     agent = APGA(marker_env(16, 1), loss="published")
@@ -163,9 +164,9 @@ def test_published_starts_with_something_selected_and_something_not() -> None:
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 OTHER: dict[str, Any] = {
-    "loss": "published", "learning_rate": 1e-3, "entropy": 0.5, "normalise": False, "max_grad_norm": 0.01, "average": 0.5,
-    "mirror": False, "init": "random", "smooth": False, "width": 8, "loss_scale": 1.0, "penalty_none": 9.0,
-    "penalty_all": 9.0, "baseline_decay": 0.1,
+    "loss": "published", "learning_rate": 1e-3, "entropy": 0.5, "normalise": False, "max_grad_norm": 0.01,
+    "average": 0.5, "mirror": False, "init": "random", "smooth": False, "width": 8, "loss_scale": 1.0,
+    "penalty_none": 9.0, "penalty_all": 9.0, "baseline_decay": 0.1,
 }  # fmt: skip
 PUBLISHED_ONLY = {"loss_scale", "penalty_none", "penalty_all", "baseline_decay"}
 
@@ -277,11 +278,13 @@ def test_it_learns_the_known_answer(trained: APGA) -> None:
 
 
 def test_training_reward_rises(trained: APGA) -> None:
-    fresh = evaluate_policy(APGA(marker_env()), as_vec_env(marker_env(seed=9)), 64, warn=False)  # type: ignore[arg-type]
-    best = evaluate_policy(trained, as_vec_env(marker_env(seed=9)), 64, warn=False)  # type: ignore[arg-type]
+    def reward(agent: APGA) -> float:
+        mean, _ = evaluate_policy(cast(PolicyPredictor, agent), as_vec_env(marker_env(seed=9)), 64, warn=False)
+        return float(cast(float, mean))
+
     # Hiding the marker turns the loss log(1 + e^-3) into log(1 + e^3): 3 nats.
-    assert best[0] > 2.8
-    assert fresh[0] < 1.5
+    assert reward(trained) > 2.8
+    assert reward(APGA(marker_env())) < 1.5
 
 
 def test_published_is_playable_and_reports_its_area() -> None:
@@ -310,9 +313,10 @@ def test_a_seed_means_its_training() -> None:
 
 
 def test_the_global_generators_are_left_alone() -> None:
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index, union-attr]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
     agent = APGA(joint_env(fill="noise")).learn(32)
-    agent.predict(agent.env.dataset.images[:2])  # type: ignore[union-attr]
+    assert agent.env is not None
+    agent.predict(agent.env.dataset.images[:2])
     assert torch.equal(states[0], torch.get_rng_state())
     assert np.array_equal(states[1], np.random.get_state()[1])  # type: ignore[index]
     assert states[2] == random.getstate()
@@ -392,20 +396,29 @@ def test_scores_take_read_only_images(trained: APGA) -> None:
 
 def test_images_of_another_kind_are_refused(trained: APGA) -> None:
     images = marker_images(2, 4).images
-    for wrong in (images / 255, images[:, :, :-1], images[:, 0], np.repeat(images, 3, 1), images.astype(np.int64)):
+    wrongs: list[Any] = [
+        images / 255,
+        images[:, :, :-1],
+        images[:, 0],
+        np.repeat(images, 3, 1),
+        images.astype(np.int64),
+    ]
+    for wrong in wrongs:
         with pytest.raises(ConfigurationError, match="uint8"):
             trained.scores(wrong)
 
 
 def test_sb3_evaluates_it_on_a_vector_and_on_a_single_environment(trained: APGA) -> None:
+    agent = cast(PolicyPredictor, trained)
     returns, lengths = evaluate_policy(
-        trained, as_vec_env(marker_env(4)), 12, deterministic=False, return_episode_rewards=True, warn=False
-    )  # type: ignore[arg-type]
+        agent, as_vec_env(marker_env(4)), 12, deterministic=False, return_episode_rewards=True, warn=False
+    )
     assert isinstance(lengths, list)
-    assert len(returns) == 12  # type: ignore[arg-type]
+    assert isinstance(returns, list)
+    assert len(returns) == 12
     assert set(lengths) == {1}
     single = gym.make(
         "MaskAug-Synthetic-v0", dataset=marker_images(20, 3), grid=GRID, joint=False, reward_model=MarkerJudge()
     )
-    mean, _ = evaluate_policy(trained, single, 10, warn=False)  # type: ignore[arg-type]
-    assert float(mean) > 2.5  # type: ignore[arg-type]
+    mean, _ = evaluate_policy(agent, single, 10, warn=False)
+    assert cast(float, mean) > 2.5

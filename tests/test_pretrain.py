@@ -87,15 +87,14 @@ def test_validation_is_looked_at_as_often_as_asked_and_at_the_end(
 
 
 def test_it_learns() -> None:
-    data, held_out = pictures(64), pictures(64, seed=1)
-    assert data.labels is not None
-    images = data.images.copy()
-    images[data.labels == 1] //= 4
-    data = dataclasses.replace(data, images=images)
-    images = held_out.images.copy()
-    images[data.labels == 1] //= 4
-    held_out = dataclasses.replace(held_out, images=images)
-    scores = fit_classifier(small(data), data, held_out, FitSettings(updates=40, checks=2))
+    striped = []
+    for seed in (0, 1):
+        data = pictures(64, seed=seed)
+        assert data.labels is not None
+        images = data.images.copy()
+        images[data.labels == 1, :, ::2] //= 2
+        striped.append(dataclasses.replace(data, images=images))
+    scores = fit_classifier(small(data), *striped, FitSettings(updates=40, checks=2))
     assert scores["accuracy"] > 0.8
     assert scores["auroc"] > 0.9
 
@@ -190,7 +189,8 @@ def test_a_cache_that_cannot_be_written_to_will_do() -> None:
     images = data.images.copy()
     images.setflags(write=False)
     locked = dataclasses.replace(data, images=images)
-    assert torch.equal(predict_logits(FlatJudge(data), images, batch_size=4), predict_logits(FlatJudge(data), images))
+    model = FlatJudge(data)
+    assert torch.allclose(predict_logits(model, images, batch_size=4), predict_logits(model, images), atol=1e-5)
     fit_classifier(FlatJudge(data), locked, locked, QUICK)
     assert np.array_equal(images, data.images)
 

@@ -181,13 +181,18 @@ def test_state_continues_to_the_bit() -> None:
 
     one, other = make(0), make(1)
     one.update(images, images, labels)
-    other.load_state({**one.state()})
+    state = one.state()
+    other.load_state(state)
     assert other.version == 1
     ends: list[Any] = []
     for reward in (one, other):
         reward.update(images, images // 2, labels)
         ends.append(reward.logits(images))
     assert torch.equal(*ends)
+    # Neither of the two has written into what was saved.
+    other.load_state(state)
+    other.update(images, images // 2, labels)
+    assert torch.equal(other.logits(images), ends[0])
 
 
 def test_the_weights_version_sees_every_change() -> None:

@@ -1,0 +1,104 @@
+"""The rows that an agent is compared with: known rankings for known pictures."""
+
+import numpy as np
+import pytest
+import torch
+from marker_game import GRID, SIZE, marker_images
+from torch import Tensor, nn
+
+from maskaug.agents.agent import GridSpec
+from maskaug.agents.heuristics import FixedMask, Heuristic, InputGradient, RandomMasks
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.networks import SmallClassifier, seeded_weights
+
+SPEC = GridSpec((1, SIZE, SIZE), GRID, 4)
+CELL = SIZE // GRID
+IMAGES = marker_images(5, 2).images
+
+
+class Linear(nn.Module):
+    """Logits (0, w · x): the gradient is w wherever class 1 is predicted."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        value = (images * self.weight).sum((1, 2, 3))
+        return torch.stack([torch.zeros_like(value), value], 1)
+
+
+def small_judge() -> nn.Module:
+    with seeded_weights(3):
+        return SmallClassifier(1, 2)
+
+
+ALL: list[Heuristic] = [
+    RandomMasks(SPEC),
+    FixedMask.centre(SPEC),
+    FixedMask.mean_region(SPEC, marker_images(30, 0)),
+    InputGradient(SPEC, small_judge()),
+]
+
+
+@pytest.mark.parametrize("heuristic", ALL, ids=lambda h: type(h).__name__)
+def test_they_have_the_agents_methods(heuristic: Heuristic) -> None:
+    scores = heuristic.scores(IMAGES)
+    assert scores.shape == (5, GRID, GRID)
+    assert scores.dtype == np.float32
+    assert heuristic.scores(IMAGES[0]).shape == (1, GRID, GRID)
+    actions, state = heuristic.predict(IMAGES, deterministic=True)
+    assert state is None
+    assert actions.shape == (5, GRID * GRID)
+    assert actions.dtype == np.int8
+    assert (actions.sum(1) == 4).all()
+    assert heuristic.predict(IMAGES[0])[0].shape == (GRID * GRID,)
+
+
+def test_random_masks_are_seeded_fair_and_new_each_time() -> None:
+    assert np.array_equal(RandomMasks(SPEC, 5).scores(IMAGES), RandomMasks(SPEC, 5).scores(IMAGES))
+    assert not np.array_equal(RandomMasks(SPEC, 5).scores(IMAGES), RandomMasks(SPEC, 6).scores(IMAGES))
+    random = RandomMasks(SPEC, 5)
+    many = np.stack([random.predict(IMAGES)[0] for _ in range(400)]).reshape(-1, GRID * GRID)
+    # 2000 draws with p = 1/4: a standard deviation of .0097; five of them.
+    np.testing.assert_allclose(many.mean(0), 0.25, atol=0.05)
+
+
+def test_centre_is_the_centre() -> None:
+    cells = FixedMask.centre(SPEC).predict(IMAGES)[0].reshape(5, GRID, GRID)
+    expected = np.zeros((GRID, GRID))
+    expected[1:3, 1:3] = 1
+    assert (cells == expected).all()
+
+
+def test_mean_region_favours_what_the_training_regions_cover_and_ignores_images_without() -> None:
+    regions = np.zeros((4, SIZE, SIZE), np.bool_)
+    regions[0, :CELL, :CELL] = True
+    regions[1, :CELL, : 2 * CELL] = True
+    regions[2, :CELL, :CELL] = True
+    images = np.zeros((4, 1, SIZE, SIZE), np.uint8)
+    train = ImageDataset("t", images, np.zeros(4, np.int64), regions, np.arange(4), ("a", "b"), tuple("wxyz"))
+    scores = FixedMask.mean_region(SPEC, train).scores(IMAGES)
+    expected = np.zeros((GRID, GRID), np.float32)
+    expected[0, :2] = [1.0, 1 / 3]
+    np.testing.assert_allclose(scores, np.repeat(expected[None], 5, 0), rtol=1e-6)
+
+
+def test_input_gradient_is_the_hand_computed_one() -> None:
+    weight = torch.randn(1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    judge = Linear(weight)
+    scores = InputGradient(SPEC, judge).scores(IMAGES)
+    # The centred logit of either class has the gradient ± w / 2.
+    product = np.abs(IMAGES[:, 0] / 255.0 * weight.numpy()[0] / 2)
+    expected = product.reshape(5, GRID, CELL, GRID, CELL).mean((2, 4))
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    assert judge.weight.grad is None
+
+
+def test_input_gradient_follows_the_prediction_and_handles_many_images() -> None:
+    heuristic = InputGradient(SPEC, small_judge())
+    many = np.concatenate([IMAGES] * 30)
+    scores = heuristic.scores(many)
+    assert scores.shape == (150, GRID, GRID)
+    np.testing.assert_allclose(scores[:5], heuristic.scores(IMAGES), rtol=1e-4, atol=1e-7)
+    assert scores.std() > 0

@@ -1,0 +1,155 @@
+"""The figures of a mask and of its controls, on pictures where each is known beforehand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from marker_game import MarkerJudge, marker_images
+from torch import Tensor, nn
+
+from maskaug.agents.agent import GridSpec
+from maskaug.benchmarks.masks import TITLES, MaskReport, _derangement, control_masks, gains, mask_report, retentions
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.rewards import ClassifierReward
+
+GRID, SIZE, CELL = 2, 8, 4
+SPEC = GridSpec((1, SIZE, SIZE), GRID, 1)
+
+
+class Brightness(nn.Module):
+    """Logits (0, 10 · mean): hiding a cell of value v costs class 1 a quarter of 10 v."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean((1, 2, 3))
+        return torch.stack([torch.zeros_like(mean), 10 * mean], 1)
+
+
+def corners(where: list[int], values: list[int] | None = None, labels: list[int] | None = None) -> ImageDataset:
+    """Image i is dark but for cell where[i] (of a 2×2 grid), which is its region; −1 has neither."""
+    n = len(where)
+    images, regions = np.zeros((n, 1, SIZE, SIZE), np.uint8), np.zeros((n, SIZE, SIZE), np.bool_)
+    for i, cell in enumerate(where):
+        if cell >= 0:
+            top, left = divmod(cell, GRID)
+            block = np.s_[top * CELL : (top + 1) * CELL, left * CELL : (left + 1) * CELL]
+            images[i, 0][block] = 255 if values is None else values[i]
+            regions[i][block] = True
+    names = tuple(map(str, range(n)))
+    return ImageDataset("c", images, np.array(labels or [1] * n), regions, np.arange(n), ("no", "yes"), names, "test")
+
+
+def scores_for(cells: list[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    result = np.zeros((len(cells), GRID * GRID), np.float32)
+    result[np.arange(len(cells)), cells] = 1
+    return result.reshape(-1, GRID, GRID)
+
+
+def test_every_control_has_its_known_retention() -> None:
+    # Three regions at cell 0, one at 3, one image without a region; the agent finds all but the second.
+    held_out, train = corners([0, 0, 3, 0, -1]), corners([3, 3, 3, 0])
+    report = mask_report(scores_for([0, 1, 3, 0, 2]), held_out, train, SPEC)
+    assert report.area == 0.25
+    assert report.images == 5
+    assert report.retention["agent"] == pytest.approx(3 / 4)
+    # Both diagonals are equally near to the centre; the first cell wins the tie.
+    assert report.retention["centre"] == pytest.approx(3 / 4)
+    assert report.retention["mean_region"] == pytest.approx(1 / 4)
+    assert report.retention["ceiling"] == 1
+    assert report.gain == {}
+
+
+def test_random_is_as_good_as_its_area_and_swapped_masks_are_others() -> None:
+    n = 400
+    where = np.random.default_rng(0).integers(0, 4, n).tolist()
+    report = mask_report(scores_for(where), corners(where), corners(where), SPEC)
+    assert report.retention["agent"] == 1
+    assert report.retention["random"] == pytest.approx(0.25, abs=0.04)
+    assert report.retention["swapped"] == pytest.approx(0.25, abs=0.04)
+
+
+def test_a_ranking_that_knows_only_position_is_unmasked_by_swapping() -> None:
+    report = mask_report(scores_for([2] * 6), corners([2] * 6), corners([2] * 6), SPEC)
+    assert report.retention["agent"] == report.retention["swapped"] == report.retention["mean_region"] == 1
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_nobody_keeps_its_own_mask(n: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        order = _derangement(rng, n)
+        assert sorted(order) == list(range(n))
+        assert (order != np.arange(n)).all()
+
+
+def test_masks_have_equal_area_and_one_seed_means_one_set() -> None:
+    held_out = marker_images(20, 3)
+    spec = GridSpec((1, 32, 32), 4, 5)
+    scores = np.random.default_rng(0).random((20, 4, 4), np.float32)
+    masks = control_masks(scores, held_out, marker_images(10, 4), spec, seed=2)
+    assert set(masks) == {"agent", "swapped", "random", "centre", "mean_region", "ceiling"}
+    for draws in masks.values():
+        for cells in draws:
+            assert (cells.flatten(1).sum(1) == 5).all()
+    again = control_masks(scores, held_out, marker_images(10, 4), spec, seed=2)
+    other = control_masks(scores, held_out, marker_images(10, 4), spec, seed=3)
+    for name, draws in masks.items():
+        assert all(torch.equal(a, b) for a, b in zip(draws, again[name], strict=True))
+    assert not torch.equal(masks["random"][0], other["random"][0])
+    assert not torch.equal(masks["swapped"][0], other["swapped"][0])
+    # The swapped masks are the agent's own, dealt out anew.
+    for cells in masks["swapped"]:
+        assert sorted(cells.flatten(1).int().tolist()) == sorted(masks["agent"][0].flatten(1).int().tolist())
+
+
+def test_gain_is_the_hand_computed_one() -> None:
+    held_out = corners([0, 3], values=[255, 128], labels=[1, 0])
+    judge = ClassifierReward(Brightness(), "adversarial", torch.device("cpu"), trainable=False)
+    masks = {"hit": [torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 1]]]).bool()], "miss": [torch.zeros(2, 2, 2).bool()]}
+    gained = gains(masks, held_out, judge, "zero")
+    # Loss of class 1 is log(1 + e^-x), of class 0 log(1 + e^x), with x = 10 · mean; hidden, x = 0.
+    bright, dim = 10 / 4, 10 * 128 / 255 / 4
+    expected = [np.log(2) - np.log1p(np.exp(-bright)), np.log(2) - np.log1p(np.exp(dim))]
+    np.testing.assert_allclose(gained["hit"], expected, rtol=1e-5)
+    np.testing.assert_allclose(gained["miss"], 0, atol=1e-7)
+
+
+def test_gain_covers_every_image_across_chunks() -> None:
+    held_out = marker_images(150, 8)
+    spec = GridSpec((1, 32, 32), 4, 4)
+    judge = ClassifierReward(MarkerJudge(), "adversarial", torch.device("cpu"), trainable=False)
+    found = torch.from_numpy(held_out.regions).float().reshape(150, 4, 8, 4, 8).amax((2, 4))  # type: ignore[arg-type]
+    report = mask_report(found.numpy(), held_out, held_out, spec, judge=judge)
+    assert set(report.gain) == set(report.retention) == set(TITLES)
+    assert report.gain["agent"] == pytest.approx(3, abs=1e-3)
+    assert 0 < report.gain["random"] < 2
+
+
+def test_without_regions_only_the_judge_speaks() -> None:
+    held_out = corners([-1, -1])
+    assert retentions({"agent": [torch.zeros(2, 2, 2).bool()]}, held_out) == {}
+    judge = ClassifierReward(Brightness(), "adversarial", torch.device("cpu"), trainable=False)
+    report = mask_report(scores_for([0, 1]), held_out, held_out, SPEC, judge=judge)
+    assert report.retention == {}
+    assert set(report.gain) == {"agent", "swapped", "random", "centre"}
+    assert "–" in report.table()
+
+
+def test_one_image_has_nothing_to_swap_with() -> None:
+    with pytest.raises(ConfigurationError, match="at least two"):
+        mask_report(scores_for([0]), corners([0]), corners([0]), SPEC)
+
+
+def test_the_table_and_the_flat_numbers_say_the_same() -> None:
+    report = MaskReport(0.25, {"agent": 0.9, "random": 0.25}, {"agent": 1.5, "random": -0.25}, 7)
+    flat = report.flat("test")
+    assert flat == {
+        "test.area": 0.25, "test.images": 7.0, "test.retention.agent": 0.9, "test.retention.random": 0.25,
+        "test.gain.agent": 1.5, "test.gain.random": -0.25,
+    }  # fmt: skip
+    json.dumps(flat)
+    lines = report.table().splitlines()
+    assert "25%" in lines[0]
+    assert lines[1].split() == ["the", "agent's", "0.900", "+1.500"]
+    assert lines[2].split() == ["random", "0.250", "-0.250"]
