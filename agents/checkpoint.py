@@ -30,7 +30,8 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write nested dicts and lists of tensors, arrays and JSON values to `path`, atomically."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(state, tensors, ""), allow_nan=False)
-    write_safetensors(path, tensors, {"format": _FORMAT, "state": text})
+    # One entry: safetensors writes several in a random order, and equal states should be equal bytes.
+    write_safetensors(path, tensors, {_FORMAT: text})
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with safe_open(os.fspath(path), "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
+            if _FORMAT not in metadata:
                 raise CheckpointError(f"{path} was not written by this version of MaskAug; expected {_FORMAT}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
     except (OSError, SafetensorError) as error:
@@ -50,7 +51,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} cannot be read ({error}); where it is a run's checkpoint, delete it to go on from the one before"
         ) from None
     try:
-        state: dict[str, Any] = _unpack(json.loads(metadata["state"]), tensors)
+        state: dict[str, Any] = _unpack(json.loads(metadata[_FORMAT]), tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} has a header that contradicts its contents; write it again") from None
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from maskaug.benchmarks.run import RunFolder, read_config
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import resolve_device
+from maskaug.envs.game import MaskGame, resolve_device
 from maskaug.envs.judges import load_judge, save_judge
 from maskaug.envs.registration import TABLE
 from maskaug.envs.rendering import mask_row, save_picture, sheet
@@ -124,7 +125,7 @@ def train(
             "data": {"name": train_set.name, "source": train_set.source, "split": train_set.split,
                      "images": len(train_set), "shape": list(train_set.shape), "digest": train_set.digest,
                      "licence": train_set.licence, "citation": train_set.citation},
-            "env": {k: v if isinstance(v, str | int | float | bool | None) else str(v) for k, v in keywords.items()},
+            "env": {**_defaults(), **keywords, "area": game.rule.area, "area_price": game.rule.price},
             "settings": agent._about()["settings"],
             "device": str(game.device),
         },
@@ -199,10 +200,16 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
     return results
 
 
+def _defaults() -> dict[str, Any]:
+    # So that a later version with other defaults does not change what an old config.json says.
+    parameters = inspect.signature(MaskGame).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "num_envs"}
+
+
 def _from_anywhere(name: str, value: Any) -> Any:
     # A run is continued and evaluated from other folders than the one it was started in.
     if name == "root" or (name == "reward_model" and Path(value).suffix == ".safetensors"):
-        return str(Path(value).expanduser().absolute())
+        return str(Path(value).expanduser().resolve())
     return value
 
 

@@ -191,6 +191,8 @@ class MaskGame:
         self._try[:] = 0
         self._best[:] = -np.inf
         self._pending.clear()
+        # Kept losses differ in their last bits with the batch they came from, and one seed is to give one game.
+        self._known[:] = False
 
     def advance(self, slots: npt.NDArray[np.bool_] | None = None) -> None:
         """The next episode of the given slots, (N,) bool (default: all): the next try, or the next image.
@@ -253,13 +255,7 @@ class MaskGame:
         if self.rule.price:
             values["price"] = self.rule.price * area_price(area, self.rule.area).numpy()
             reward = reward - values["price"]
-        bad = ~np.isfinite(reward)
-        if bad.any():
-            names = [self.dataset.names[i] for i in index[bad]][:3]
-            raise JudgeError(
-                f"the judge's reward is not finite for {', '.join(names)}"
-                f"{' and others' if bad.sum() > 3 else ''}; check its weights and that it takes images in [0, 1]"
-            )
+        self._refuse(index[~np.isfinite(reward)])
         plain = mask.numpy()
         if self.joint:
             better = reward > self._best
@@ -289,10 +285,19 @@ class MaskGame:
         new, first = new[~self._known[new]], first[~self._known[new]]
         if len(new):
             logits = self.reward_model.logits(images[torch.from_numpy(first).to(self.device)]).float()
+            # Before it is kept: the same step can then be tried again.
+            self._refuse(new[~logits.isfinite().all(1).cpu().numpy()])
             self._clean[torch.from_numpy(new).to(self.device)] = logits
-            # What is not finite becomes an error, and is asked for again when the step is.
-            self._known[new] = logits.isfinite().all(1).cpu().numpy()
+            self._known[new] = True
         return self._clean[torch.from_numpy(index).to(self.device)]
+
+    def _refuse(self, bad: npt.NDArray[np.int64]) -> None:
+        if len(bad):
+            raise JudgeError(
+                f"the judge's answer is not finite for {', '.join(self.dataset.names[i] for i in bad[:3])}"
+                f"{' and others' if len(bad) > 3 else ''}; check its weights and that it takes images in [0, 1]"
+                f"{', or lower judge_lr' if self.joint else ''}"
+            )
 
     def _filling(self, images: Tensor) -> Tensor:
         noise = None

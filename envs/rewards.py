@@ -52,12 +52,13 @@ class ClassifierReward:
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr, fused=True) if trainable else None
 
     def weights_version(self) -> int:
-        """Grows whenever the weights change, whoever changes them: whoever caches a clean loss compares it.
+        """Grows whenever the weights change: whoever caches a clean loss compares it.
 
-        An evaluation shares the module of a game that trains it, so counting the updates made here is not enough.
+        An evaluation shares the module of a game that trains it, so counting the updates made here is not enough;
+        torch counts the changes of each tensor (but for those of a fused optimiser in somebody else's training loop).
         """
         tensors = (*self.model.parameters(), *self.model.buffers())
-        return self.version + sum(t._version for t in tensors if not t.is_inference())
+        return sum(t._version for t in tensors if not t.is_inference())
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -104,12 +105,14 @@ class ClassifierReward:
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
+        # A fused optimiser leaves no trace on the weights: see `weights_version`.
+        torch.autograd.graph.increment_version(self.model.parameters())
         self.version += 1
         return {"judge_loss": value}
 
     def state(self) -> dict[str, object]:
         """Weights, optimiser and version, for an exact resume; a copy."""
-        state = {
+        state: dict[str, object] = {
             "weights": dict(self.model.state_dict()),
             "optimiser": None if self.optimiser is None else self.optimiser.state_dict(),
             "version": self.version,

@@ -53,8 +53,9 @@ class FlatJudge(nn.Module):
     def __init__(self, dataset: ImageDataset, seed: int = 0) -> None:
         super().__init__()
         with seeded_weights(seed):
-            self.linear = nn.Linear(math.prod(dataset.shape), len(dataset.class_names))
-            nn.init.normal_(self.linear.weight, std=0.2)
+            pixels = math.prod(dataset.shape)
+            self.linear = nn.Linear(pixels, len(dataset.class_names))
+            nn.init.normal_(self.linear.weight, std=2 / math.sqrt(pixels))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.linear(images.flatten(1))
@@ -65,6 +66,11 @@ def small(dataset: ImageDataset, seed: int = 0) -> SmallClassifier:
     """The small judge with first weights drawn from `seed`."""
     with seeded_weights(seed):
         return SmallClassifier(dataset.shape[0], len(dataset.class_names), 8)
+
+
+def values(tensor: Tensor) -> list[Any]:
+    """The different values of a tensor, in ascending order."""
+    return sorted(set(tensor.flatten().tolist()))
 
 
 def same(a: Any, b: Any) -> bool:

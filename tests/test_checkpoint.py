@@ -86,6 +86,13 @@ def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert rng.integers(1 << 60) == np.random.default_rng(5).integers(1 << 60)
 
 
+def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
+    state = {"b": torch.arange(3), "a": {"x": 1, "y": np.arange(2)}}
+    for name in "abcdef":
+        write_state(tmp_path / name, state)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_what_json_cannot_say_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for bad in (float("nan"), float("inf"), object(), {1, 2}):
         with pytest.raises((ValueError, TypeError)):
@@ -187,11 +194,11 @@ def test_an_environment_of_another_shape_is_refused(saved: tuple[APGA, Path]) ->
 
 
 def broken_json(path: Path) -> None:
-    save_file({}, path, {"format": "maskaug-state-1", "state": "{not json"})
+    save_file({}, path, {"maskaug-state-1": "{not json"})
 
 
 def dangling(path: Path) -> None:
-    save_file({}, path, {"format": "maskaug-state-1", "state": json.dumps({"map": [["policy", {"tensor": "/x"}]]})})
+    save_file({}, path, {"maskaug-state-1": json.dumps({"map": [["policy", {"tensor": "/x"}]]})})
 
 
 def another_agent(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskaug.benchmarks.demo import DemoSettings, demo
+from maskaug.envs.registration import TABLE
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -33,6 +34,11 @@ def test_demo_leaves_what_the_issue_names(tmp_path: Path, capsys: pytest.Capture
 
 def test_the_readme_has_the_three_uses() -> None:
     assert len(SNIPPETS) >= 3
+
+
+def test_the_readme_lists_every_id() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert [row.id for row in TABLE if f"| `{row.id}` |" not in text] == []
 
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: code.splitlines()[-1][:40])

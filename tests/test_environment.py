@@ -1,4 +1,4 @@
-"""The rules of the game: which image comes when, what a slot of a batch sees, when the judge learns, what is refused."""
+"""The rules of the game: which image comes when, what a slot sees, when the judge learns, what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from env_helpers import BrightnessJudge, FlatJudge, pictures, same, small
+from env_helpers import BrightnessJudge, FlatJudge, pictures, same, small, values
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
@@ -102,9 +102,15 @@ def test_without_a_seed_every_game_is_another_and_a_reset_goes_on() -> None:
 
 
 def test_labels_regions_groups_and_names_never_reach_an_observation() -> None:
-    other = dataclasses.replace(
-        DATA, labels=1 - DATA.labels, regions=~DATA.regions, groups=DATA.groups + 9, names=("x",) * 7  # type: ignore[operator]
-    )  # fmt: skip
+    assert DATA.labels is not None
+    assert DATA.regions is not None
+    changed: Game = {
+        "labels": 1 - DATA.labels,
+        "regions": ~DATA.regions,
+        "groups": DATA.groups + 9,
+        "names": ("x",) * 7,
+    }
+    other = dataclasses.replace(DATA, **changed)
     one, two = (MaskVectorEnv(2, **frozen(dataset=d, fill="noise")) for d in (DATA, other))
     np.testing.assert_array_equal(one.reset(seed=0)[0], two.reset(seed=0)[0])
     for action in actions("grid", 10, 2):
@@ -144,7 +150,7 @@ def test_a_step_needs_a_reset_and_an_episode_has_one_step() -> None:
 
 def test_a_vector_environment_says_what_it_is() -> None:
     env = MaskVectorEnv(3, **frozen())
-    assert env.metadata["autoreset_mode"] is env.autoreset_mode is AutoresetMode.SAME_STEP  # type: ignore[comparison-overlap]
+    assert env.metadata["autoreset_mode"] is env.autoreset_mode is AutoresetMode.SAME_STEP
     assert env.observation_space.shape == (3, 1, 16, 16)
     assert env.single_observation_space.shape == (1, 16, 16)
     assert env.action_space.shape == (3, 16)
@@ -183,7 +189,8 @@ def test_vector_sync_and_single_play_the_same_game(kind: str, fill: str, repeat:
     resets = [env.reset(seed=seed + i) for i, env in enumerate(singles)]
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[0], np.stack([observation for observation, _ in resets]))
-    assert same(first[1], second[1])
+    # The same keys; Gymnasium's own class widens the numbers.
+    assert same({k: v.tolist() for k, v in first[1].items()}, {k: v.tolist() for k, v in second[1].items()})
     for action in actions(kind, steps, n):
         got, expected = vector.step(action), sync.step(action)
         np.testing.assert_array_equal(got[0], expected[0])
@@ -315,7 +322,7 @@ def test_the_judge_learns_from_the_clean_image_and_what_its_best_rewarded_try_ke
     env = MaskVectorEnv(2, dataset=DATA, grid=GRID, repeat=3, judge_batch=4, reward_model=small(DATA))
     env.game.reward_model.update = lambda *batch: taught.append(batch) or {"judge_loss": 0.0}  # type: ignore[method-assign,func-returns-value]
     _, info = env.reset(seed=0)
-    expected = []
+    expected: list[tuple[int, npt.NDArray[np.float64]]] = []
     for _ in range(2):
         best = np.full(2, -np.inf)
         masks = np.zeros((2, 16))
@@ -339,13 +346,13 @@ def test_the_judge_learns_from_the_clean_image_and_what_its_best_rewarded_try_ke
 def test_the_aiding_view_is_filled_as_the_hidden_one_is(fill: str) -> None:
     taught: list[Tensor] = []
     env = MaskEnv(dataset=DATA, grid=GRID, judge_batch=1, fill=fill, reward_model=small(DATA))
-    env.game.reward_model.update = lambda x, aiding, y: taught.append(aiding) or {"judge_loss": 0.0}  # type: ignore[method-assign,func-returns-value]
+    env.game.reward_model.update = lambda images, aiding, labels: taught.append(aiding) or {"judge_loss": 0.0}  # type: ignore[method-assign,func-returns-value]
     for seed in (0, 0, 1):
         env.reset(seed=seed)
         env.step(np.zeros(16))
         env.reset()
     assert torch.equal(taught[0], taught[1])
-    assert (len(taught[0].unique()) == 1) == (fill == "mean")
+    assert (len(values(taught[0])) == 1) == (fill == "mean")
 
 
 def test_a_try_that_was_never_played_teaches_nothing() -> None:
@@ -377,19 +384,18 @@ def test_a_frozen_judge_never_changes() -> None:
 def test_an_evaluation_shares_the_weights_and_never_trains_them() -> None:
     judge = small(DATA)
     training = MaskVectorEnv(4, dataset=DATA, grid=GRID, judge_batch=4, judge_lr=0.05, reward_model=judge)
-    evaluation = MaskVectorEnv(4, **frozen(reward_model=judge))
+    evaluation = MaskVectorEnv(4, **frozen(reward_model=judge, repeat=9))
     assert evaluation.game.reward_model.model is training.game.reward_model.model is judge
     training.reset(seed=0)
-    rewards = []
+    evaluation.reset(seed=0)
     for action in actions("grid", 6, 4):
         before = weights(judge)
-        evaluation.reset(seed=0)
-        rewards.append(evaluation.step(action)[1])
+        reward = evaluation.step(action)[1]
         assert same(before, weights(judge))
         # What the same weights say in an environment that has seen nothing else: no loss may be of older weights.
-        fresh = MaskVectorEnv(4, **frozen(reward_model=copy.deepcopy(judge)))
+        fresh = MaskVectorEnv(4, **frozen(reward_model=copy.deepcopy(judge), repeat=9))
         fresh.reset(seed=0)
-        np.testing.assert_allclose(rewards[-1], fresh.step(action)[1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(reward, fresh.step(action)[1], rtol=1e-5, atol=1e-6)
         training.step(action)
         assert not same(before, weights(judge))
 
@@ -407,7 +413,7 @@ def test_the_clean_loss_is_computed_once_per_image(repeat: int) -> None:
 
 
 class Sulking(BrightnessJudge):
-    """NaN for the images of one brightness, for as long as it sulks."""
+    """NaN for everything, for as long as it sulks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -430,8 +436,9 @@ def test_nan_from_the_judge_names_the_image_and_the_step_can_be_tried_again(fill
         if step in (0, 1, 7):
             judge.sulks = True
             before = env.game.state()
-            with pytest.raises(JudgeError, match=rf"picture {info['index'][0]}, picture {info['index'][1]}; check"):
+            with pytest.raises(JudgeError, match=r"not finite for picture \d.*; check") as caught:
                 env.step(action)
+            assert all(f"picture {index}" in str(caught.value) for index in info["index"])
             assert same(before, env.game.state())
             judge.sulks = False
         got, expected = env.step(action), twin.step(action)
@@ -508,7 +515,7 @@ def test_saving_forgets_what_older_weights_said() -> None:
     env.reset(seed=0)
     env.step(np.ones(16))
     with torch.no_grad():
-        judge.head.bias += torch.tensor([3.0, 0.0])
+        judge.head.bias.add_(torch.tensor([3.0, 0.0]))
     twin = MaskEnv(**frozen(reward_model=small(DATA)))
     twin.game.load_state(env.game.state())
     env.reset(seed=0)

@@ -119,7 +119,7 @@ def test_gain_covers_every_image_across_chunks() -> None:
     held_out = marker_images(150, 8)
     spec = GridSpec((1, 32, 32), 4, 4)
     judge = ClassifierReward(MarkerJudge(), "adversarial", torch.device("cpu"), trainable=False)
-    found = torch.from_numpy(held_out.regions).float().reshape(150, 4, 8, 4, 8).amax((2, 4))  # type: ignore[arg-type]
+    found = torch.from_numpy(held_out.regions).float().reshape(150, 4, 8, 4, 8).amax((2, 4))
     report = mask_report(found.numpy(), held_out, held_out, spec, judge=judge)
     assert set(report.gain) == set(report.retention) == set(TITLES)
     assert report.gain["agent"] == pytest.approx(3, abs=1e-3)

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from maskaug.envs import pretrain
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.pretrain import FitSettings, evaluate_classifier, fit_classifier, predict_logits
 
@@ -87,14 +88,14 @@ def test_validation_is_looked_at_as_often_as_asked_and_at_the_end(
 
 
 def test_it_learns() -> None:
-    striped = []
+    striped: list[ImageDataset] = []
     for seed in (0, 1):
         data = pictures(64, seed=seed)
         assert data.labels is not None
         images = data.images.copy()
         images[data.labels == 1, :, ::2] //= 2
         striped.append(dataclasses.replace(data, images=images))
-    scores = fit_classifier(small(data), *striped, FitSettings(updates=40, checks=2))
+    scores = fit_classifier(small(data), striped[0], striped[1], FitSettings(updates=40, checks=2))
     assert scores["accuracy"] > 0.8
     assert scores["auroc"] > 0.9
 

@@ -95,7 +95,8 @@ class Moody(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+        self.norm = nn.BatchNorm2d(4)
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), self.norm, nn.Dropout(0.5), nn.Flatten())
         self.head = nn.Linear(4 * 14 * 14, 2)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def test_an_empty_mask_is_worth_exactly_minus_the_price(joint: bool) -> None:
         env.reset()
     updates = env.game.reward_model.version
     assert updates == (4 if joint else 0)
-    assert int(model.layers[1].num_batches_tracked) == updates
+    assert model.norm.num_batches_tracked == updates
 
 
 def test_rewards_draw_nothing_from_torchs_global_generator() -> None:
@@ -208,6 +209,6 @@ def test_the_weights_version_sees_every_change() -> None:
     model.load_state_dict(Moody().state_dict())
     seen.append(reward.weights_version())
     with torch.no_grad():
-        model.head.bias += 1
+        model.head.bias.add_(1)
     seen.append(reward.weights_version())
     assert seen == sorted(set(seen))

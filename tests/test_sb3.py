@@ -58,8 +58,9 @@ def test_the_terminal_observation_is_the_hidden_image_and_nobody_elses_memory() 
         expected = start[i].copy()
         expected[:, :8, :8] = 0
         assert np.array_equal(info["terminal_observation"], expected)
-        others = [observation, *(o["terminal_observation"] for j, o in enumerate(infos) if j != i)]
-        assert not any(np.shares_memory(info["terminal_observation"], other) for other in others)
+        # A view of the batch would keep all of it alive, and follow whoever writes into it.
+        assert info["terminal_observation"].flags.owndata
+        assert not np.shares_memory(info["terminal_observation"], observation)
     kept = [info["terminal_observation"].copy() for info in infos]
     env.step(action)
     assert all(np.array_equal(a, info["terminal_observation"]) for a, info in zip(kept, infos, strict=True))
@@ -74,7 +75,7 @@ def test_seeds_are_used_once_and_slot_by_slot() -> None:
     second = np.array(env.reset())
     assert not np.array_equal(first, second)
     env.seed(7)
-    assert np.array_equal(first, env.reset())
+    assert np.array_equal(first, np.array(env.reset()))
 
 
 def test_attributes_and_methods() -> None:
@@ -115,7 +116,7 @@ def test_wrappers_of_stable_baselines_work() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
-@pytest.mark.parametrize("make", [lambda: marker_env(4, 1, image_size=32), lambda: joint_env(4, 2, image_size=40)])
+@pytest.mark.parametrize("make", [lambda: marker_env(4, 1), lambda: joint_env(4, 2)])
 def test_policy_gradient_algorithms_run_on_the_grid(algorithm: Any, make: Any) -> None:
     small: dict[str, Any] = {"n_steps": 4, "policy_kwargs": {"normalize_images": True}}
     if algorithm is PPO:
