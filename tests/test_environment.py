@@ -269,6 +269,21 @@ def scribble(value: Any) -> None:
         value[...] = 1 if value.dtype == np.bool_ else 111
 
 
+def arrays(value: Any) -> list[npt.NDArray[Any]]:
+    if isinstance(value, np.ndarray):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else []
+    return [array for item in inner for array in arrays(item)]
+
+
+def test_no_two_arrays_of_a_step_share_memory() -> None:
+    # With patches there is no price, and the reward is the gain.
+    env = MaskVectorEnv(2, **frozen(action="patch"))
+    parts = arrays(env.reset(seed=0)) + arrays(env.step(np.array([0, 1])))
+    assert len(parts) > 30
+    assert not any(np.shares_memory(a, b) for i, a in enumerate(parts) for b in parts[:i])
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_what_is_handed_out_may_be_written_into(joint: bool) -> None:
     for n in (None, 3):
@@ -319,11 +334,11 @@ def test_the_judge_learns_after_so_many_images_however_many_slots(num_envs: int,
 
 def test_the_judge_learns_from_the_clean_image_and_what_its_best_rewarded_try_keeps() -> None:
     taught: list[tuple[Tensor, Tensor, Tensor]] = []
-    env = MaskVectorEnv(2, dataset=DATA, grid=GRID, repeat=3, judge_batch=4, reward_model=small(DATA))
+    env = MaskVectorEnv(2, dataset=DATA, grid=GRID, repeat=3, judge_batch=20, reward_model=small(DATA))
     env.game.reward_model.update = lambda *batch: taught.append(batch) or {"judge_loss": 0.0}  # type: ignore[method-assign,func-returns-value]
     _, info = env.reset(seed=0)
     expected: list[tuple[int, npt.NDArray[np.float64]]] = []
-    for _ in range(2):
+    for _ in range(10):
         best = np.full(2, -np.inf)
         masks = np.zeros((2, 16))
         index = info["index"]
@@ -362,6 +377,16 @@ def test_a_try_that_was_never_played_teaches_nothing() -> None:
     assert env.game.reward_model.version == 0
     env.step(np.ones(16))
     assert env.game.reward_model.version == 0
+    env.reset()
+    assert env.game.reward_model.version == 1
+
+
+def test_a_seed_forgets_what_the_judge_was_still_to_learn() -> None:
+    env = MaskEnv(dataset=DATA, grid=GRID, judge_batch=2, reward_model=small(DATA))
+    for seed in (0, 1, None):
+        env.reset(seed=seed)
+        env.step(np.ones(16))
+        assert env.game.reward_model.version == 0
     env.reset()
     assert env.game.reward_model.version == 1
 

@@ -110,6 +110,7 @@ def test_an_empty_mask_is_worth_exactly_minus_the_price(joint: bool) -> None:
     env = MaskEnv(dataset=pictures(), grid=4, joint=joint, judge_batch=3 if joint else None, reward_model=model)
     env.reset(seed=0)
     for _ in range(12):
+        model.train()  # as somebody else's training loop may have left it
         _, reward, _, _, info = env.step(np.zeros(16))
         assert (info["gain"], reward) == (0.0, -1.0)
         env.reset()
