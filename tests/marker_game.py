@@ -13,7 +13,7 @@ from maskaug.envs.environment import MaskVectorEnv
 SIZE, GRID, SIDE = 32, 4, 4
 
 
-def marker_images(n: int, seed: int) -> ImageDataset:
+def marker_images(n: int, seed: int, label: int = 1) -> ImageDataset:
     """Noise, four bright bars that mean nothing, and one 4×4 square inside one cell: the region."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 90, (n, 1, SIZE, SIZE)).astype(np.uint8)
@@ -28,7 +28,7 @@ def marker_images(n: int, seed: int) -> ImageDataset:
         images[i, 0, top : top + SIDE, left : left + SIDE] = 255
         regions[i, top : top + SIDE, left : left + SIDE] = True
     names = tuple(f"marker {i}" for i in range(n))
-    labels = np.ones(n, np.int64)
+    labels = np.full(n, label, np.int64)
     return ImageDataset("markers", images, labels, regions, np.arange(n), ("absent", "present"), names)
 
 
@@ -41,10 +41,12 @@ class MarkerJudge(nn.Module):
         return torch.stack([torch.zeros_like(seen), 6 * seen - 3], 1)
 
 
-def marker_env(num_envs: int = 16, repeat: int = 4, images: int = 256, seed: int = 0, **keywords: Any) -> MaskVectorEnv:
+def marker_env(
+    num_envs: int = 16, repeat: int = 4, images: int = 256, seed: int = 0, label: int = 1, **keywords: Any
+) -> MaskVectorEnv:
     """The frozen game on a 4×4 grid with 4 cells a mask."""
     play = {"joint": False, "reward_model": MarkerJudge(), "device": "cpu", **keywords}
-    return MaskVectorEnv(num_envs, dataset=marker_images(images, seed), grid=GRID, repeat=repeat, **play)
+    return MaskVectorEnv(num_envs, dataset=marker_images(images, seed, label), grid=GRID, repeat=repeat, **play)
 
 
 def joint_env(num_envs: int = 4, repeat: int = 4, **keywords: Any) -> MaskVectorEnv:
