@@ -1,0 +1,181 @@
+"""Every keyword of an environment does something, and what cannot work says what would."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from env_helpers import FlatJudge, pictures, same, small
+
+from maskaug.envs.environment import MaskEnv, MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.game import MaskGame, resolve_device
+from maskaug.envs.judges import make_judge, save_judge
+
+DATA = pictures(7)
+GRID = 4
+Game = dict[str, Any]
+
+
+def frozen(**more: Any) -> Game:
+    return {"dataset": DATA, "grid": GRID, "joint": False, "reward_model": FlatJudge(DATA), **more}
+
+
+# ---- keywords --------------------------------------------------------------------------------------------------------
+
+
+def outcome(**keywords: Any) -> list[Any]:
+    """All that a game shows from outside over some steps, its judge included."""
+    given: Game = {"dataset": "synthetic", "n": 24, "image_size": 40, "difficulty": "easy", "judge_batch": 4}
+    given |= keywords
+    given = {name: value for name, value in given.items() if value is not None}
+    env = MaskVectorEnv(2, **given)
+    shown: list[Any] = [env.reset(seed=0), str(env.single_action_space)]
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        space: Any = env.single_action_space
+        count = int(space.n)
+        low = rng.integers(0, 2, (2, count)) if space.shape else rng.integers(0, count, 2)
+        shown.append(env.step(low))
+    shown.append([value.clone() for value in env.game.reward_model.model.state_dict().values()])
+    return shown
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    save_judge(path, make_judge("small", 1, 2, 5))
+    return path
+
+
+CHANGES: list[tuple[Game, Game]] = [
+    ({}, {"split": "val"}),
+    ({}, {"image_size": 48}),
+    ({}, {"channels": 3}),
+    ({}, {"objective": "sensitivity"}),
+    ({}, {"action": "patch"}),
+    ({}, {"grid": 4}),
+    ({"action": "patch"}, {"action": "patch", "patch_cells": 3}),
+    ({}, {"area": 0.5}),
+    ({}, {"area_price": 2.0}),
+    ({}, {"fill": "mean"}),
+    ({"fill": "mean"}, {"fill": "blur"}),
+    ({}, {"fill": "noise"}),
+    ({}, {"judge_lr": 0.02}),
+    ({}, {"judge_batch": 3}),
+    ({}, {"repeat": 2}),
+    ({}, {"seed": 1}),
+    ({}, {"kind": "mr"}),
+    ({}, {"difficulty": "hard"}),
+    ({}, {"n": 30}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES, ids=lambda change: " ".join(change) or "-")
+def test_every_keyword_changes_something(before: Game, after: Game) -> None:
+    assert same(outcome(**before), outcome(**before))
+    assert not same(outcome(**before), outcome(**after))
+
+
+def test_the_judges_keywords_change_something(file: Path) -> None:
+    assert not same(outcome(), outcome(reward_model=file))
+    still: Game = {"joint": False, "judge_batch": None, "reward_model": file}
+    assert not same(outcome(reward_model=file), outcome(**still))
+    played = outcome(**still, only_class="fracture")
+    assert set(played[0][1]["label"]) == {1}
+    assert not same(outcome(**still), played)
+    assert not same(played, outcome(**still, only_class="normal"))
+
+
+def test_every_keyword_has_its_test() -> None:
+    import inspect
+
+    tested = {name for change in CHANGES for name in change[1]} | {"joint", "reward_model", "only_class"}
+    elsewhere = {"num_envs", "dataset", "root", "device", "options"}
+    assert set(inspect.signature(MaskGame).parameters) == (tested | elsewhere) - {"kind", "difficulty", "n"}
+
+
+def test_defaults_are_those_that_are_documented() -> None:
+    assert same(outcome(), outcome(area=0.25, area_price=1.0, fill="zero", joint=True, judge_lr=1e-3, grid=8, repeat=1))
+    assert same(outcome(), outcome(objective="adversarial", action="grid", reward_model="small", seed=0, split="train"))
+    assert same(outcome(judge_batch=None), outcome(judge_batch=32))
+    assert same(outcome(action="patch"), outcome(action="patch", patch_cells=2))
+
+
+def test_device_is_where_the_judge_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    for device, words in (("cuda", "no CUDA device here"), ("gpu", "is not a device"), (None, "is not a device")):
+        with pytest.raises(ConfigurationError, match=words):
+            MaskEnv(dataset=DATA, grid=GRID, device=device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("auto") == torch.device("cuda")
+    with pytest.raises(ConfigurationError, match="sees 1 CUDA devices"):
+        resolve_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"objective": "preserving"}, r"unknown in this version; use one of \('adversarial', 'sensitivity'\)"),
+        ({"fill": "black"}, "use one of .*'zero', 'mean', 'noise', 'blur'"),
+        ({"judge_lr": 1e-3}, "do nothing with joint=False; leave them out"),
+        ({"judge_batch": 8}, "do nothing with joint=False; leave them out"),
+        ({"joint": True, "judge_lr": 0}, "judge_lr=0 must be a finite number above 0"),
+        ({"joint": True, "judge_lr": "fast"}, "must be a finite number above 0"),
+        ({"joint": True, "judge_batch": 0}, "judge_batch=0 must be an integer of at least 1"),
+        ({"repeat": 0}, "repeat=0 must be an integer of at least 1"),
+        ({"repeat": 1.5}, "repeat=1.5 must be an integer"),
+        ({"num_envs": 0}, "num_envs=0 must be"),
+        ({"reward_model": None}, "reward_model=FILE from `maskaug pretrain`"),
+        ({"joint": True, "only_class": "a"}, "add joint=False and reward_model=FILE"),
+        ({"only_class": "z"}, r"not a class of pictures: \('a', 'b'\)"),
+        ({"patch_cells": 2}, "patch_cells goes with action='patch'"),
+        ({"action": "patch", "area": 0.25}, "give patch_cells alone"),
+        ({"grid": 5}, "choose a grid that does"),
+        ({"aera": 0.25}, "unknown keyword 'aera'; did you mean 'area'?"),
+        ({"rewardmodel": "small"}, "did you mean 'reward_model'?"),
+        ({"zzzz": 1}, "unknown keyword 'zzzz'; Known are: action, area"),
+        ({"dataset": "synthetic", "dificulty": "easy"}, "did you mean 'difficulty'?"),
+        ({"dataset": "synthetic", "task": "presence"}, "unknown keyword 'task'"),
+        ({"dataset": "imagenet"}, "known are busi"),
+        ({"root": "/data"}, r"root='/data' cannot be combined with dataset=ImageDataset\(...\)"),
+        ({"split": "test"}, "whose split is 'all'; leave it out"),
+        ({"image_size": 128}, "whose image_size is 16; leave it out"),
+        ({"channels": 3}, "whose channels is 1; leave it out"),
+        ({"dataset": dataclasses.replace(DATA, labels=None)}, "has no labels"),
+        ({"dataset": pictures(4, classes=1)}, "one class alone"),
+        ({"joint": True, "reward_model": small(DATA).requires_grad_(False)}, "use joint=False"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_says_what_would(keywords: Game, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        MaskVectorEnv(**{"num_envs": 1, **frozen(), **keywords})
+
+
+def test_a_data_sets_own_values_may_be_said_again() -> None:
+    assert MaskEnv(**frozen(split="all", image_size=16, channels=1)).dataset is DATA
+
+
+def test_one_environment_has_no_num_envs() -> None:
+    with pytest.raises(ConfigurationError, match=r"gym.make_vec\(id, num_envs=N\)"):
+        MaskEnv(**frozen(), num_envs=2)
+
+
+def test_a_wrong_root_is_a_data_sets_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=str(tmp_path)):
+        MaskEnv(dataset="busi", root=tmp_path / "x")
+
+
+def test_over_shares_an_existing_game() -> None:
+    game = MaskGame(2, **frozen())
+    env = MaskVectorEnv.over(game)
+    env.reset(seed=0)
+    assert env.game is game
+    assert game.started
+    assert env.step(np.ones((2, 16)))[1].shape == (2,)
