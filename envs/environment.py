@@ -150,8 +150,8 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
 
     def _with_presence(self, info: dict[str, Any]) -> dict[str, Any]:
         # Gymnasium's vector convention: beside each key, which slots have it.
-        present = {f"_{name}": np.ones(self.num_envs, np.bool_) for name in info}
-        return {**info, **present}
+        present = np.ones((len(info), self.num_envs), np.bool_)
+        return {**info, **{f"_{name}": row for name, row in zip(info, present, strict=True)}}
 
 
 class MaskEnv(gym.Env[Images, Any]):

@@ -22,7 +22,8 @@ from maskaug.envs.actions import ActionRule, is_number
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.judges import resolve_judge
-from maskaug.envs.masking import FILLS, area_price, cells_to_mask, filler, hide, keep, mask_area
+from maskaug.envs.masking import FILLS, cells_to_mask, filler, keep
+from maskaug.envs.masking import area_price as price_of_area
 from maskaug.envs.rewards import OBJECTIVES, ClassifierReward
 
 
@@ -33,18 +34,34 @@ class Outcome:
     Attributes:
         reward: (N,) float32.
         info: each (N,): index, try, label, area and every term of the reward.
-        mask: (N, H, W) bool on the CPU.
+        cells: (N, g, g) bool on the CPU, the cells that were selected.
         hidden: (N, C, H, W) uint8, the images as the judge saw them.
     """
 
     reward: npt.NDArray[np.float32]
     info: dict[str, npt.NDArray[Any]]
-    mask: npt.NDArray[np.bool_]
+    cells: Tensor
     hidden: npt.NDArray[np.uint8]
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(N, H, W) bool; made when asked for, since a step needs its complement only."""
+        return cells_to_mask(self.cells, *self.hidden.shape[2:]).numpy()
 
     def copy(self) -> Outcome:
         """The same, sharing no memory: what was handed out may be written into."""
         return copy.deepcopy(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scene:
+    # What the slots see now, gathered once for all tries. Never handed out: others may write into what they get.
+    index: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    pictures: npt.NDArray[np.uint8]
+    images: Tensor
+    truth: Tensor
+    filling: Tensor | None  # None: drawn anew for every try
 
 
 class MaskGame:
@@ -153,10 +170,13 @@ class MaskGame:
             model, objective, self.device, trainable=joint, lr=1e-3 if judge_lr is None else judge_lr
         )
         self._labels = dataset.labels
+        # (g·g + 1,), the price of selecting 0, 1, … g·g cells.
+        shares = torch.arange(grid**2 + 1) / grid**2
+        self._prices = self.rule.price * price_of_area(shares, self.rule.area).numpy()
         self._clean = torch.zeros(len(dataset), len(dataset.class_names), device=self.device)
         self._known = np.zeros(len(dataset), np.bool_)
         self._known_version = self.reward_model.weights_version()
-        n, (_, h, w) = len(dataset), dataset.shape
+        n = len(dataset)
         self.rngs: list[np.random.Generator] = []
         # Its own generator: a slot must see the same images however often the judge learns.
         self._judge_rng = np.random.default_rng(0)
@@ -164,8 +184,9 @@ class MaskGame:
         self._position = np.zeros(num_envs, np.int64)
         self._try = np.zeros(num_envs, np.int64)
         self._best = np.full(num_envs, -np.inf, np.float32)
-        self._best_mask = np.zeros((num_envs, h, w), np.bool_)
+        self._best_cells = np.zeros((num_envs, grid, grid), np.bool_)
         self._pending: list[tuple[int, npt.NDArray[np.bool_]]] = []
+        self._scene: _Scene | None = None
         #: the judge's training loss at its last update, NaN before the first; for logs.
         self.judge_loss = float("nan")
 
@@ -191,6 +212,7 @@ class MaskGame:
         self._try[:] = 0
         self._best[:] = -np.inf
         self._pending.clear()
+        self._scene = None
         # Kept losses differ in their last bits with the batch they came from, and one seed is to give one game.
         self._known[:] = False
 
@@ -199,12 +221,15 @@ class MaskGame:
 
         Where an image is done and the game is joint, its best-rewarded try goes to the judge.
         """
-        chosen = np.ones(self.num_envs, np.bool_) if slots is None else slots
-        self._try[chosen] += 1
-        done = np.flatnonzero(chosen & (self._try == self.repeat))
+        self._try += 1 if slots is None else slots
+        ended = self._try == self.repeat
+        if not ended.any():
+            return
+        done = np.flatnonzero(ended)
+        self._scene = None
         if self.joint:
             index = self.index
-            self._pending += [(int(index[i]), self._best_mask[i].copy()) for i in done if self._best[i] > -np.inf]
+            self._pending += [(int(index[i]), self._best_cells[i].copy()) for i in done if self._best[i] > -np.inf]
         self._try[done] = 0
         self._best[done] = -np.inf
         self._position[done] += 1
@@ -217,7 +242,17 @@ class MaskGame:
 
     def observe(self) -> npt.NDArray[np.uint8]:
         """(N, C, H, W) uint8, a fresh copy of the images that the slots see."""
-        return self.dataset.images[self.index]
+        return self._look().pictures.copy()
+
+    def _look(self) -> _Scene:
+        if self._scene is None:
+            index = self.index
+            pictures, labels = self.dataset.images[index], self._labels[index]
+            images = torch.from_numpy(pictures).to(self.device)
+            filling = None if self.fill == "noise" else filler(images, self.fill)
+            truth = torch.from_numpy(labels).to(self.device)
+            self._scene = _Scene(index, labels, pictures, images, truth, filling)
+        return self._scene
 
     # ---- what a mask earns -------------------------------------------------------------------------------------
 
@@ -240,38 +275,41 @@ class MaskGame:
             raise
 
     def _judge(self, cells: Tensor) -> Outcome:
-        index = self.index
-        mask = cells_to_mask(cells, *self.dataset.shape[1:])
-        images = torch.from_numpy(self.dataset.images[index]).to(self.device)
-        on_device = mask.to(self.device)
-        hidden = hide(images, on_device, self._filling(images))
-        labels = self._labels[index]
-        terms = self.reward_model.score(
-            hidden, self._clean_logits(index, images), torch.from_numpy(labels).to(self.device)
-        )
-        area = mask_area(cells)  # equal cells: the same share, from 64 times fewer numbers
+        scene = self._look()
+        index, images = scene.index, scene.images
+        # What stays is spread over the pixels, not what goes: one pass over them less.
+        left = cells_to_mask(~cells.to(self.device), *self.dataset.shape[1:])
+        hidden = keep(images, left, self._noise(images) if scene.filling is None else scene.filling)
+        terms = self.reward_model.score(hidden, self._clean_logits(index, images), scene.truth)
+        count = cells.flatten(1).sum(1).numpy()
         values = {name: value.float().cpu().numpy() for name, value in terms.items()}
         reward = values["gain"]
         if self.rule.price:
-            values["price"] = self.rule.price * area_price(area, self.rule.area).numpy()
+            values["price"] = self._prices[count]
             reward = reward - values["price"]
         self._refuse(index[~np.isfinite(reward)])
-        plain = mask.numpy()
         if self.joint:
             better = reward > self._best
             self._best[better] = reward[better]
-            self._best_mask[better] = plain[better]
-        info = {"index": index, "try": self._try.copy(), "label": labels, "area": area.numpy(), **values}
-        return Outcome(reward, info, plain, hidden.cpu().numpy())
+            self._best_cells[better] = cells.numpy()[better]
+        area = (count / self.rule.grid**2).astype(np.float32)
+        info: dict[str, npt.NDArray[Any]] = {
+            "index": index.copy(),
+            "try": self._try.copy(),
+            "label": scene.labels.copy(),
+            "area": area,
+            **values,
+        }
+        return Outcome(reward, info, cells, hidden.cpu().numpy())
 
     def blank_info(self) -> dict[str, npt.NDArray[Any]]:
         """The info of slots whose mask is not chosen yet: the same keys, with area 0 and every term 0."""
-        index = self.index
+        scene = self._look()
         names = [*self.reward_model.terms, *(["price"] if self.rule.price else [])]
         return {
-            "index": index,
+            "index": scene.index.copy(),
             "try": self._try.copy(),
-            "label": self._labels[index],
+            "label": scene.labels.copy(),
             **{name: np.zeros(self.num_envs, np.float32) for name in ("area", *names)},
         }
 
@@ -281,9 +319,9 @@ class MaskGame:
         if self._known_version != version:
             self._known[:] = False
             self._known_version = version
-        new, first = np.unique(index, return_index=True)
-        new, first = new[~self._known[new]], first[~self._known[new]]
-        if len(new):
+        if not self._known[index].all():
+            new, first = np.unique(index, return_index=True)
+            new, first = new[~self._known[new]], first[~self._known[new]]
             logits = self.reward_model.logits(images[torch.from_numpy(first).to(self.device)]).float()
             # Before it is kept: the same step can then be tried again.
             self._refuse(new[~logits.isfinite().all(1).cpu().numpy()])
@@ -299,18 +337,15 @@ class MaskGame:
                 f"{', or lower judge_lr' if self.joint else ''}"
             )
 
-    def _filling(self, images: Tensor) -> Tensor:
-        noise = None
-        if self.fill == "noise":
-            shape = images.shape[1:]
-            drawn = np.stack([rng.standard_normal(shape, np.float32) for rng in self.rngs])
-            noise = torch.from_numpy(drawn).to(self.device)
-        return filler(images, self.fill, noise)
+    def _noise(self, images: Tensor) -> Tensor:
+        drawn = np.stack([rng.standard_normal(images.shape[1:], np.float32) for rng in self.rngs])
+        return filler(images, self.fill, torch.from_numpy(drawn).to(self.device))
 
     def _teach(self, batch: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
         index = np.array([i for i, _ in batch])
         images = torch.from_numpy(self.dataset.images[index]).to(self.device)
-        masks = torch.from_numpy(np.stack([mask for _, mask in batch])).to(self.device)
+        cells = torch.from_numpy(np.stack([cells for _, cells in batch])).to(self.device)
+        masks = cells_to_mask(cells, *self.dataset.shape[1:])
         noise = None
         if self.fill == "noise":
             noise = torch.from_numpy(self._judge_rng.standard_normal(images.shape, np.float32)).to(self.device)
@@ -330,9 +365,9 @@ class MaskGame:
             "position": self._position.copy(),
             "try": self._try.copy(),
             "best": self._best.copy(),
-            "best_mask": self._best_mask.copy(),
+            "best_cells": self._best_cells.copy(),
             "pending_index": np.array([i for i, _ in self._pending], np.int64),
-            "pending_mask": np.array([m for _, m in self._pending], np.bool_).reshape(-1, *self.dataset.shape[1:]),
+            "pending_cells": np.array([c for _, c in self._pending], np.bool_).reshape(-1, *self._best_cells.shape[1:]),
             "clean": self._clean.clone(),
             "known": self._known & current,
             "judge": self.reward_model.state(),
@@ -349,10 +384,11 @@ class MaskGame:
             )
         self.rngs = [_generator(saved) for saved in state["rngs"]]
         self._judge_rng = _generator(state["judge_rng"])
+        self._scene = None
         self._order[:], self._position[:], self._try[:] = state["order"], state["position"], state["try"]
-        self._best[:], self._best_mask[:] = state["best"], state["best_mask"]
+        self._best[:], self._best_cells[:] = state["best"], state["best_cells"]
         self._pending = [
-            (int(i), np.array(m)) for i, m in zip(state["pending_index"], state["pending_mask"], strict=True)
+            (int(i), np.array(m)) for i, m in zip(state["pending_index"], state["pending_cells"], strict=True)
         ]
         self._clean.copy_(torch.as_tensor(state["clean"]))
         self._known[:] = state["known"]

@@ -37,6 +37,19 @@ class ConvTrunk(nn.Sequential):
         super().__init__(*layers)
         self.out_channels = last
 
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float → (N, 4 · width, about H/8, about W/8), channels last in memory.
+
+        Channels last makes a forward pass on a CPU a third faster. With one channel torch cannot tell the two layouts
+        apart and takes the slow one, so the strides are written out; nothing is copied then.
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        n, c, h, w = images.shape
+        if c == 1:
+            images = images.as_strided((n, c, h, w), (h * w, 1, w, 1))
+        maps: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+        return maps
+
 
 class SmallClassifier(nn.Module):
     """A small convolutional classifier for 36 to 128 pixels: 60 914 parameters with one channel and two classes.

@@ -42,6 +42,8 @@ class ClassifierReward:
         self.model = model.to(device).eval()
         self.objective = objective
         self.device = device
+        # Walking through the modules for these costs more than the rest of a step's bookkeeping.
+        self._tensors = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
         #: counts updates.
         self.version = 0
         learning = [p for p in self.model.parameters() if p.requires_grad]
@@ -57,13 +59,13 @@ class ClassifierReward:
         An evaluation shares the module of a game that trains it, so counting the updates made here is not enough;
         torch counts the changes of each tensor (but for those of a fused optimiser in somebody else's training loop).
         """
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        return sum(t._version for t in tensors if not t.is_inference())
+        return sum(t._version for t in self._tensors)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → logits (N, classes), in evaluation mode, without gradient."""
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         result: Tensor = self.model(to_float(images))
         # Detached: a view of a parameter keeps its gradient even under no_grad.
         return result.detach()
