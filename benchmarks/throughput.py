@@ -22,6 +22,7 @@ from maskaug.envs.judges import make_judge
 from maskaug.envs.networks import to_float
 
 REPEAT = 4
+UPDATES = 4  # a call of learn(), so that its start is not taken for a part of each step
 
 
 def ratio(numerator: Callable[[], None], denominator: Callable[[], None], rounds: int) -> tuple[float, float, float]:
@@ -98,10 +99,14 @@ def agent_ratio(num_envs: int, rounds: int, joint: bool) -> tuple[float, float, 
             functional.cross_entropy(bare_judge(pair), torch.cat([labels, labels])).backward()  # type: ignore[no-untyped-call]
         scores.sum().backward()
 
-    def step() -> None:
-        agent.learn(REPEAT * num_envs)
+    def steps() -> None:
+        agent.learn(UPDATES * REPEAT * num_envs)
 
-    return ratio(step, floor, rounds)
+    def floors() -> None:
+        for _ in range(UPDATES):
+            floor()
+
+    return ratio(steps, floors, rounds)
 
 
 def throughput(
@@ -121,8 +126,13 @@ def throughput(
             num_envs, rounds, repeat=REPEAT
         ),
         f"environment steps ÷ bare judge, patch, N={num_envs}": environment_ratio(num_envs, rounds, "patch"),
-        "APGA step ÷ unavoidable passes, frozen judge, N=32": agent_ratio(32, rounds, joint=False),
-        "APGA step ÷ unavoidable passes, joint, N=32": agent_ratio(32, rounds, joint=True),
+        **{
+            f"APGA step ÷ unavoidable passes, {'joint' if joint else 'frozen judge'}, N={n}": agent_ratio(
+                n, rounds, joint
+            )
+            for joint in (False, True)
+            for n in sorted({32, num_envs})
+        },
     }
     say(f"{'CPU-time ratios, ' + str(torch.get_num_threads()) + ' threads':<62}{'median':>8}{'10 %':>8}{'90 %':>8}")
     for name, (middle, low, high) in rows.items():

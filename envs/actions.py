@@ -95,11 +95,12 @@ class ActionRule:
         batch = () if num_envs is None else (num_envs,)
         array = _as_numbers(actions, (*batch, self.grid**2) if self.kind == "grid" else batch)
         if self.kind == "grid":
-            if not ((array == 0) | (array == 1)).all():
+            chosen = array != 0
+            if not (array == chosen).all():
                 raise InvalidAction(
                     f"a grid action holds only 0 and 1, got {_offender(array, (array != 0) & (array != 1))}"
                 )
-            return torch.as_tensor(array != 0).reshape(-1, self.grid, self.grid)
+            return torch.from_numpy(chosen).reshape(-1, self.grid, self.grid)
         assert isinstance(self.space, spaces.Discrete)
         count = int(self.space.n)
         bad = ~((array >= 0) & (array < count)) | (array != np.floor(array))

@@ -230,10 +230,10 @@ class MaskGame:
         if self.joint:
             index = self.index
             self._pending += [(int(index[i]), self._best_cells[i].copy()) for i in done if self._best[i] > -np.inf]
+            self._best[done] = -np.inf
         self._try[done] = 0
-        self._best[done] = -np.inf
-        self._position[done] += 1
-        for slot in done[self._position[done] == len(self.dataset)]:
+        self._position += ended
+        for slot in np.flatnonzero(self._position == len(self.dataset)):
             self._order[slot] = self.rngs[slot].permutation(len(self.dataset))
             self._position[slot] = 0
         while len(self._pending) >= self.judge_batch:
@@ -282,12 +282,16 @@ class MaskGame:
         hidden = keep(images, left, self._noise(images) if scene.filling is None else scene.filling)
         terms = self.reward_model.score(hidden, self._clean_logits(index, images), scene.truth)
         count = cells.flatten(1).sum(1).numpy()
-        values = {name: value.float().cpu().numpy() for name, value in terms.items()}
+        # One transfer for all of them.
+        table = torch.stack(list(terms.values())).float().cpu().numpy()
+        values = dict(zip(terms, table, strict=True))
         reward = values["gain"]
         if self.rule.price:
             values["price"] = self._prices[count]
             reward = reward - values["price"]
-        self._refuse(index[~np.isfinite(reward)])
+        finite = np.isfinite(reward)
+        if not finite.all():
+            self._refuse(index[~finite])
         if self.joint:
             better = reward > self._best
             self._best[better] = reward[better]
