@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from maskaug.agents.checkpoint import keep_last, newest
@@ -25,6 +26,7 @@ from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import atomic_write, write_json
 
 STEP = "timesteps"
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -51,12 +53,13 @@ class RunFolder:
                     f"{self.path} holds a run with another {', '.join(changed)}; --resume continues a run with the "
                     "same arguments (only --total-timesteps may grow)"
                 )
-        elif self.path.exists() and any(not _half_written(p) for p in self.path.iterdir()):
+        elif self.path.exists() and any(not _half_written(p) and p.name != LOCK for p in self.path.iterdir()):
             raise ConfigurationError(f"{self.path} is not empty and holds no run; choose another --out")
         self.asked = asked
         self._csv = self.path / "metrics.csv"
         self._writer: SummaryWriter | None = None
         self._columns: list[str] = []
+        self._lock = FileLock(self.path / LOCK)
 
     @property
     def checkpoints(self) -> Path:
@@ -74,6 +77,13 @@ class RunFolder:
             resolved: everything that was resolved from what was asked for (data digest, device, settings).
             step: the number of timesteps of the checkpoint that the run continues from; 0 at the beginning.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise ConfigurationError(
+                f"another process is writing to {self.path}; wait for it, or choose another --out"
+            ) from None
         # config.json comes first: it is what makes the folder a run's, should a kill follow.
         write_json(self.path / "config.json", {"asked": self.asked, "resolved": dict(resolved), "versions": versions()})
         self.checkpoints.mkdir(exist_ok=True)
@@ -128,10 +138,11 @@ class RunFolder:
         write_json(file, {**known, **{k: v for k, v in values.items() if np.isfinite(v)}})
 
     def close(self) -> None:
-        """Flush the logs."""
+        """Flush the logs and let others in."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        self._lock.release()
 
     def _write_rows(self, path: Path, rows: list[dict[str, str]]) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:

@@ -189,7 +189,7 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
     assert names == {
         "config.json", "metrics.csv", "tensorboard", "checkpoints", "results.json", "masks.png", "masker.safetensors",
-        "judge.safetensors",
+        "judge.safetensors", ".lock",
     }  # fmt: skip
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == [
         "000000000032.safetensors", "000000000048.safetensors",
@@ -336,3 +336,14 @@ def test_the_masker_file_of_a_run_is_what_load_masker_reads(finished: Path) -> N
     masks = maskaug.load_masker(finished / training.MASKER)(np.zeros((2, 1, 40, 40), np.uint8))
     assert masks.shape == (2, 40, 40)
     assert (masks.mean((1, 2)) == 6 / 25).all()
+
+
+def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run", {"seed": 1}, resume=False)
+    first.start({}, 0)
+    second = RunFolder(tmp_path / "run", {"seed": 1}, resume=True)
+    with pytest.raises(ConfigurationError, match="another process"):
+        second.start({}, 0)
+    first.close()
+    second.start({}, 0)
+    second.close()
