@@ -111,7 +111,7 @@ class MaskAgent(ABC):
             raise ConfigurationError("this agent was loaded without an environment; load it with env=… to train it")
         if total_timesteps < 1:
             raise ConfigurationError(f"total_timesteps={total_timesteps} must be at least 1")
-        self._check_env(self.env)
+        self.check_env(self.env)
         if not self._reset_done:
             self.env.reset(seed=self.seed)
             self._reset_done = True
@@ -134,7 +134,7 @@ class MaskAgent(ABC):
                         break
         return self
 
-    def _check_env(self, env: MaskVectorEnv) -> None:  # noqa: B027 (most agents play any environment)
+    def check_env(self, env: MaskVectorEnv) -> None:  # noqa: B027 (most agents play any environment)
         """Refuse an environment that this agent cannot learn on, before anything starts."""
 
     # ---- using ---------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class MaskAgent(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """The policy's weights and settings in one safetensors file; `load` and `maskaug.load_masker` read it."""
-        write_state(path, {"about": self._about(), "policy": dict(self.averaged.module.state_dict())})
+        write_state(path, {"about": self.about(), "policy": dict(self.averaged.module.state_dict())})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> Self:
@@ -222,7 +222,7 @@ class MaskAgent(ABC):
         write_state(
             path,
             {
-                "about": self._about(),
+                "about": self.about(),
                 "policy": dict(self.policy.state_dict()),
                 "averaged": dict(self.averaged.state_dict()),
                 "learning": self._learning_state(),
@@ -242,9 +242,9 @@ class MaskAgent(ABC):
         if self.env is None:
             raise ConfigurationError("this agent has no environment to continue in; make it with one")
         state = read_state(path)
-        if state.get("about") != self._about():
+        if state.get("about") != self.about():
             raise CheckpointError(
-                f"{path} belongs to a run with other settings: {state.get('about')}, not {self._about()}"
+                f"{path} belongs to a run with other settings: {state.get('about')}, not {self.about()}"
             )
         if "game" not in state:
             raise CheckpointError(f"{path} is a saved agent, not a checkpoint; {type(self).__name__}.load reads it")
@@ -258,7 +258,8 @@ class MaskAgent(ABC):
         extra: dict[str, Any] = state["extra"]
         return extra
 
-    def _about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """What was asked for, JSON: the agent's name, its settings, seed, image shape, grid and cells."""
         return {
             "agent": type(self).__name__,
             "settings": dataclasses.asdict(self.settings),

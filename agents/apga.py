@@ -19,6 +19,10 @@ The paper's loop, step by step, and where it stands here:
   the rest of the batch when S = 1, instead of a moving average.
 * The area is k cells by construction, so no price is needed and a mask cannot collapse to all or nothing.
 * One pass of the policy serves all S draws.
+* Not in the paper at all, each a setting, their effects in benchmarks/results: the policy's trunk starts from the
+  judge's (`init`), its map is smoothed over neighbouring cells (`smooth`), it sees mirrored images (`mirror`), the
+  moving average of its weights is what predicts (`average`), and an entropy term keeps it from settling early
+  (`entropy`).
 
 `loss="published"` is the paper's: a = 1[P > 0.5]; one reward for the batch; a moving baseline b with decay 0.5; the
 loss 100·BCE(P, a)·(R − b) + |R − b|·(0.1·BCE(P, 0) + 0.01·BCE(P, 1)), with the weights of the authors' code. It
@@ -176,7 +180,8 @@ class APGA(MaskAgent):
                 policy.head.bias -= policy(to_float(images)).median()
         return policy
 
-    def _check_env(self, env: MaskVectorEnv) -> None:
+    def check_env(self, env: MaskVectorEnv) -> None:
+        """See `MaskAgent.check_env`."""
         tries = env.game.repeat
         if self.settings.loss == "published" and tries != 1:
             raise ConfigurationError(

@@ -106,7 +106,7 @@ def train(
     )
     game = vector.game
     agent = AGENTS[agent_name](vector, seed=seed, device=device, **settings)
-    agent._check_env(vector)
+    agent.check_env(vector)
     train_set, check_set = (
         game.dataset,
         dataset_of(keywords, "val" if keywords.get("split", "train") == "train" else None),
@@ -126,7 +126,7 @@ def train(
                      "images": len(train_set), "shape": list(train_set.shape), "digest": train_set.digest,
                      "licence": train_set.licence, "citation": train_set.citation},
             "env": {**_defaults(), **keywords, "area": game.rule.area, "area_price": game.rule.price},
-            "settings": agent._about()["settings"],
+            "settings": agent.about()["settings"],
             "device": str(game.device),
         },
         agent.num_timesteps,
