@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python setup.cfg setup.py constraints.txt maskaug/_version.py
+$(VENV)/.installed: $(BIN)/python setup.cfg setup.py pyproject.toml constraints.txt maskaug/_version.py
 	$(BIN)/pip install -q -e .
 	touch $@
 

@@ -40,11 +40,16 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, broken, or something else.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} does not exist; give a file that an agent's save(), or a run, has left")
     try:
         with safe_open(os.fspath(path), "pt") as file:
             metadata = file.metadata() or {}
             if _FORMAT not in metadata:
-                raise CheckpointError(f"{path} was not written by this version of MaskAug; expected {_FORMAT}")
+                raise CheckpointError(
+                    f"{path} holds no agent's state ({_FORMAT}): it is a judge, another version's file, or another "
+                    "program's; give a run's masker.safetensors"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

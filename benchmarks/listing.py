@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import find_root
+from maskaug.envs.game import MaskGame
 from maskaug.envs.registration import TABLE
 
+DEFAULTS = inspect.signature(MaskGame).parameters
 HEAD = ("id", "data here", "observation", "action", "objective")
 
 
@@ -15,8 +19,11 @@ def environments_table() -> str:
     for row in TABLE:
         root = None if row.dataset == "synthetic" else find_root(row.dataset, None)
         data = "built in" if row.dataset == "synthetic" else "stand-in" if root is None else f"real: {root}"
-        rule = ActionRule(row.kwargs["action"], row.kwargs["grid"], (64, 64), None, None, None)
-        rows.append((row.id, data, "Box(0, 255, (1, 64, 64), uint8)", str(rule.space), row.kwargs["objective"]))
+        size = row.kwargs.get("image_size", DEFAULTS["image_size"].default)
+        channels = row.kwargs.get("channels", DEFAULTS["channels"].default)
+        rule = ActionRule(row.kwargs["action"], row.kwargs["grid"], (size, size), None, None, None)
+        observation = f"Box(0, 255, ({channels}, {size}, {size}), uint8)"
+        rows.append((row.id, data, observation, str(rule.space), row.kwargs["objective"]))
     widths = [max(len(r[i]) for r in [HEAD, *rows]) for i in range(len(HEAD))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip() for r in [HEAD, *rows]

@@ -84,6 +84,7 @@ def pretrain_judge(
         image_size=train.shape[1],
         data=train.name,
         digest=train.digest,
+        seed=seed,
         val={k: v for k, v in scores.items() if math.isfinite(v)},
     )
     say(f"validation: accuracy {scores['accuracy']:.3f}, AUROC {scores['auroc']:.3f}; wrote {out}")

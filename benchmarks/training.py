@@ -100,6 +100,7 @@ def train(
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     folder = RunFolder(out, asked, resume=resume)
+    _refuse_leakage(keywords)
     vector = cast(
         MaskVectorEnv,
         gym.make_vec(env_id, num_envs=num_envs, **keywords).unwrapped,
@@ -165,6 +166,21 @@ def train(
     vector.close()
     say(f"\n{check_set.name}, {check_set.split} split, {report.images} images\n{report.table()}\n\nwrote {out}/")
     return results
+
+
+def _refuse_leakage(keywords: Mapping[str, Any]) -> None:
+    # The seed splits the data: a judge of another split has been trained on images that this run holds out.
+    file = keywords.get("reward_model")
+    if file is None or Path(file).suffix != ".safetensors":
+        return
+    about = load_judge(file)[1]
+    train_set = dataset_of(keywords, "train")
+    same_data = about.get("data") == train_set.name
+    if same_data and about.get("seed") != keywords["seed"] and about.get("digest") != train_set.digest:
+        raise ConfigurationError(
+            f"{file} was pre-trained with --seed {about.get('seed')} on another split of {train_set.name}: it has seen "
+            f"images that --seed {keywords['seed']} holds out; use the same seed for both"
+        )
 
 
 def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str, float]:

@@ -203,6 +203,8 @@ def find_root(name: str, root: str | os.PathLike[str] | None) -> Path | None:
     spec = _spec(name)
     if root is not None:
         path = Path(root).expanduser()
+        if name == "synthetic":
+            raise DatasetError(f"root={str(path)!r} was given, but synthetic images are drawn, not read; leave it out")
         if spec.loader is None:
             raise DatasetError(
                 f"root={str(path)!r} was given, but this version has no reader for {name!r} yet; leave root out to "

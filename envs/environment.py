@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import MaskGame, Outcome
 from maskaug.envs.rendering import render_step
@@ -79,6 +80,41 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     def dataset(self) -> ImageDataset:
         """The images that are played."""
         return self.game.dataset
+
+    def evaluation(
+        self, split: str = "val", *, num_envs: int | None = None, dataset: ImageDataset | None = None
+    ) -> MaskVectorEnv:
+        """The same game on held-out images, for `evaluate_policy`: it shares the judge, and never trains it.
+
+        Args:
+            split: "train", "val", "test" or "all" of the data set that this environment loaded.
+            num_envs: N; None takes this environment's.
+            dataset: the held-out images, where this environment was made with `dataset=ImageDataset(...)`.
+        """
+        game, rule = self.game, self.game.rule
+        if dataset is None:
+            if game.loaded is None:
+                raise ConfigurationError("this environment was given its images: give the held-out ones, dataset=…")
+            with warnings.catch_warnings():
+                # A stand-in was announced when this environment was made.
+                warnings.simplefilter("ignore", UserWarning)
+                dataset = load_dataset(split=split, **game.loaded)
+        keywords: dict[str, Any] = {"patch_cells": rule.patch_cells}
+        if rule.kind == "grid":
+            keywords = {"area": rule.area, "area_price": rule.price}
+        return MaskVectorEnv(
+            self.num_envs if num_envs is None else num_envs,
+            dataset=dataset,
+            objective=game.reward_model.objective,
+            action=rule.kind,
+            grid=rule.grid,
+            fill=game.fill,
+            joint=False,
+            reward_model=game.reward_model.model,
+            device=game.device,
+            render_mode=self.render_mode,
+            **keywords,
+        )
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None

@@ -122,6 +122,8 @@ class MaskGame:
     ) -> None:
         _positive("num_envs", num_envs)
         _positive("repeat", repeat)
+        if not isinstance(joint, bool):
+            raise ConfigurationError(f"joint={joint!r} must be True or False")
         if objective not in OBJECTIVES:
             raise ConfigurationError(f"objective={objective!r} is unknown in this version; use one of {OBJECTIVES}")
         if fill not in FILLS:
@@ -132,11 +134,13 @@ class MaskGame:
             raise ConfigurationError(f"judge_lr={judge_lr!r} must be a finite number above 0")
         _positive("judge_batch", 32 if judge_batch is None else judge_batch)
         keywords = [p for p in inspect.signature(MaskGame).parameters if p not in ("num_envs", "options")]
+        #: how the images were loaded, to load another split of them; None for images that were brought along.
+        self.loaded: dict[str, Any] | None = None
         if isinstance(dataset, str):
             _check_options(options, {*keywords, "render_mode", *dataset_options(dataset)})
-            dataset = load_dataset(
-                dataset, root=root, split=split, image_size=image_size, channels=channels, seed=seed, **options
-            )
+            self.loaded = {"name": dataset, "root": root, "image_size": image_size, "channels": channels, "seed": seed}
+            self.loaded |= options
+            dataset = load_dataset(split=split, **self.loaded)
         else:
             _check_options(options, {*keywords, "render_mode"})
             own = {"root": None, "split": dataset.split, "channels": dataset.shape[0], "image_size": dataset.shape[1]}
@@ -409,6 +413,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         result = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigurationError(f"device={device!r} is not a device ({error}); use 'auto', 'cpu' or 'cuda'") from None
+    if result.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device={device!r} is not supported; use 'auto', 'cpu' or 'cuda'")
     if result.type == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"device={device!r}, but torch sees no CUDA device here; use device='cpu' or 'auto'")
     if result.type == "cuda" and (result.index or 0) >= torch.cuda.device_count():

@@ -285,3 +285,15 @@ def test_main_registers_the_ids_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert main(["envs"]) == 0
+
+
+def test_a_judge_of_another_split_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = tmp_path / "judge.safetensors"
+    assert main(["pretrain", "--out", str(judge), "--updates", "10", "--env.n", "60", "--seed", "1"]) == 0
+    frozen = ["--env.n", "60", "--env.reward-model", str(judge), "--env.joint", "False", "--num-envs", "4"]
+    train = ["train", "apga", "--total-timesteps", "16", *frozen]
+    capsys.readouterr()
+    assert main([*train, "--out", str(tmp_path / "other"), "--seed", "2"]) == 2
+    assert "another split" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    assert main([*train, "--out", str(tmp_path / "same"), "--seed", "1"]) == 0

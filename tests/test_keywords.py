@@ -179,3 +179,34 @@ def test_over_shares_an_existing_game() -> None:
     assert env.game is game
     assert game.started
     assert env.step(np.ones((2, 16)))[1].shape == (2,)
+
+
+def test_an_evaluation_plays_held_out_images_with_the_same_judge_and_never_trains_it() -> None:
+    env = MaskVectorEnv(4, n=60, repeat=2, fill="mean", area=0.5, area_price=2.0)
+    held_out = env.evaluation("val", num_envs=3)
+    assert (held_out.dataset.split, held_out.num_envs, held_out.game.repeat) == ("val", 3, 1)
+    assert not set(held_out.dataset.names) & set(env.dataset.names)
+    assert (held_out.game.fill, held_out.game.rule.area, held_out.game.rule.price) == ("mean", 0.5, 2.0)
+    judge = env.game.reward_model.model
+    assert held_out.game.reward_model.model is judge
+    before = [p.clone() for p in judge.parameters()]
+    held_out.reset(seed=0)
+    for _ in range(40):
+        held_out.step(held_out.action_space.sample())
+    assert all(torch.equal(a, b) for a, b in zip(before, judge.parameters(), strict=True))
+
+
+def test_an_evaluation_of_patches_and_of_images_that_were_brought_along() -> None:
+    env = MaskVectorEnv(2, dataset=DATA, action="patch", patch_cells=1, grid=GRID)
+    with pytest.raises(ConfigurationError, match="dataset=…"):
+        env.evaluation()
+    held_out = env.evaluation(dataset=DATA.subset([0, 1]))
+    assert (len(held_out.dataset), held_out.game.rule.patch_cells) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"), [({"joint": "False"}, "True or False"), ({"device": "meta"}, "not supported")]
+)
+def test_types_that_would_be_taken_for_something_else(keywords: Game, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        MaskEnv(n=60, **keywords)
