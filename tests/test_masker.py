@@ -89,7 +89,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds DQN; known are APGA"):
         load_agent(tmp_path / "a")
     save_judge(tmp_path / "judge.safetensors", make_judge("small", 1, 2, 0))
-    with pytest.raises(CheckpointError, match="not written by"):
+    with pytest.raises(CheckpointError, match="it is a judge"):
         maskaug.load_masker(tmp_path / "judge.safetensors")
     with pytest.raises(CheckpointError, match="nowhere"):
         maskaug.load_masker(tmp_path / "nowhere")
