@@ -204,7 +204,7 @@ def envs() -> None:
     print(environments_table())
 
 
-def bench_throughput(out: Path | None = None, num_envs: int = 64, rounds: int = 200) -> None:
+def bench_throughput(out: Path | None = None, num_envs: int = 64, rounds: int = 20) -> None:
     """Environment steps against the bare judge, and APGA's step against its unavoidable passes: CPU-time ratios.
 
     Args:
