@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -41,13 +41,19 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Tensors and a header of strings, atomically."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, lambda temporary: save_file(ready, temporary, dict(metadata)))
+    # As bytes: save_file makes a temporary file of its own name, which a kill would leave behind for ever.
+    data = save(ready, dict(metadata))
+    atomic_write(path, lambda temporary: _write_bytes(temporary, data))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """JSON with sorted keys, atomically. NaN is refused: a reader in another language could not read it."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
     atomic_write(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def _write_text(path: Path, text: str) -> None:

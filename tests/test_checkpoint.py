@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,36 @@ def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monke
     path = tmp_path / "s.safetensors"
     write_state(path, {"x": torch.tensor(1.0)})
 
-    def half(_tensors: Any, target: Path, _metadata: Any) -> None:
-        Path(target).write_bytes(b"half of it")
+    def half(target: Path, data: bytes) -> None:
+        target.write_bytes(data[: len(data) // 2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(files, "save_file", half)
+    monkeypatch.setattr(files, "_write_bytes", half)
     with pytest.raises(OSError, match="no space"):
         write_state(path, {"x": torch.tensor(2.0)})
     assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]
     assert read_state(path)["x"] == 1
+
+
+def test_tensors_are_written_in_place_of_a_name_that_is_tidied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # safetensors' own save_file renames a second temporary file over ours; killed there, it stays for ever.
+    inodes: list[int] = []
+    mkstemp, replace = tempfile.mkstemp, Path.replace
+
+    def seen_mkstemp(*, prefix: str, suffix: str, dir: Path) -> tuple[int, str]:
+        handle, name = mkstemp(prefix=prefix, suffix=suffix, dir=dir)
+        inodes.append(Path(name).stat().st_ino)
+        return handle, name
+
+    def seen_replace(self: Path, target: Path) -> Path:
+        inodes.append(self.stat().st_ino)
+        return replace(self, target)
+
+    monkeypatch.setattr(tempfile, "mkstemp", seen_mkstemp)
+    monkeypatch.setattr(Path, "replace", seen_replace)
+    write_state(tmp_path / "s.safetensors", {"x": torch.tensor(1.0)})
+    assert len(inodes) == 2
+    assert inodes[0] == inodes[1]
 
 
 def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
