@@ -100,4 +100,8 @@ def as_vec_env(env: gym.vector.VectorEnv[Any, Any, Any]) -> MaskVecEnv:
 
 
 def _slot(info: dict[str, Any], i: int) -> dict[str, Any]:
-    return {name: value[i].item() for name, value in info.items() if not name.startswith("_")}
+    return {
+        name: value[i].item() if value.ndim == 1 else value[i].copy()
+        for name, value in info.items()
+        if not name.startswith("_")
+    }

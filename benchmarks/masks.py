@@ -19,7 +19,7 @@ from maskaug.agents.heuristics import FixedMask, RandomMasks
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import cells_to_mask, filler, hide, mask_to_cells, retention, top_cells
-from maskaug.envs.rewards import ClassifierReward
+from maskaug.envs.rewards import RewardModel
 
 #: how often random masks are drawn and masks are swapped; an image's figure is the mean over the draws.
 DRAWS = 10
@@ -76,22 +76,23 @@ def retentions(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> 
 
 
 def gains(
-    masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset, judge: ClassifierReward, fill: str, seed: int = 0
+    masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset, judge: RewardModel, fill: str, seed: int = 0
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Name → (N,) gain of hiding each image's mask, by the judge as it is now; of several draws the first."""
-    assert dataset.labels is not None
+    all_labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
     generator = torch.Generator().manual_seed(seed)
     result: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in masks}
     for start in range(0, len(dataset), CHUNK):
         rows = slice(start, start + CHUNK)
         images = torch.from_numpy(np.array(dataset.images[rows])).to(judge.device)
-        labels = torch.from_numpy(dataset.labels[rows]).to(judge.device)
+        labels = torch.from_numpy(all_labels[rows]).to(judge.device)
         noise = torch.randn(images.shape, generator=generator).to(judge.device) if fill == "noise" else None
         filling = filler(images, fill, noise)
-        clean = judge.logits(images)
+        gain, every = judge.against(images, labels), torch.arange(len(images), device=judge.device)
         for name, draws in masks.items():
-            mask = cells_to_mask(draws[0][rows].to(judge.device), *images.shape[2:])
-            result[name].append(judge.score(hide(images, mask, filling), clean, labels)["gain"].double().cpu().numpy())
+            cells = draws[0][rows].to(judge.device)
+            hidden = hide(images, cells_to_mask(cells, *images.shape[2:]), filling)
+            result[name].append(gain(every, hidden, cells).double().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in result.items()}
 
 
@@ -147,7 +148,7 @@ def mask_report(
     train: ImageDataset,
     spec: GridSpec,
     *,
-    judge: ClassifierReward | None = None,
+    judge: RewardModel | None = None,
     fill: str = "zero",
     seed: int = 0,
 ) -> MaskReport:

@@ -24,7 +24,7 @@ from maskaug.envs.game import MaskGame, resolve_device
 from maskaug.envs.judges import load_judge, save_judge
 from maskaug.envs.registration import TABLE
 from maskaug.envs.rendering import mask_row, save_picture, sheet
-from maskaug.envs.rewards import ClassifierReward
+from maskaug.envs.rewards import RewardModel, frozen_reward
 
 MASKER, JUDGE = "masker.safetensors", "judge.safetensors"
 Print = Callable[[str], None]
@@ -202,9 +202,7 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
         if not (run / name).is_file():
             raise ConfigurationError(f"{run} has no {name}: its training has not ended; continue it with --resume")
     agent = load_agent(run / MASKER, device=device)
-    judge = ClassifierReward(
-        load_judge(run / JUDGE)[0], keywords.get("objective", "adversarial"), resolve_device(device), trainable=False
-    )
+    judge = frozen_reward(load_judge(run / JUDGE)[0], keywords.get("objective", "adversarial"), resolve_device(device))
     report = report_on(agent, dataset, train_set, judge, keywords.get("fill", "zero"))
     results = report.flat(split)
     folder = RunFolder(run, asked, resume=True)
@@ -230,7 +228,7 @@ def _from_anywhere(name: str, value: Any) -> Any:
 
 
 def report_on(
-    agent: MaskAgent, dataset: ImageDataset, train_set: ImageDataset, judge: ClassifierReward, fill: str
+    agent: MaskAgent, dataset: ImageDataset, train_set: ImageDataset, judge: RewardModel, fill: str
 ) -> MaskReport:
     """The agent's masks on `dataset` beside their controls; chunks keep the memory small."""
     return mask_report(all_scores(agent, dataset), dataset, train_set, agent.spec, judge=judge, fill=fill)

@@ -51,8 +51,9 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
 
     **Arguments.** See `MaskGame`; and `render_mode`, None or "rgb_array" (a tuple of N frames).
 
-    **Info.** `index`, `try`, `label`, `area`, every term of the reward; the same keys in `reset` and in `step`, where
-    they describe the image that comes next.
+    **Info.** `index`, `try`, `label` (−1 without labels), `area`, every term of the reward, and with a reconstructor
+    `cell_error`, (N, g, g), the mean squared error of every hidden cell and NaN elsewhere; the same keys in `reset` and
+    in `step`, where they describe the image that comes next.
     """
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 2, "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -105,7 +106,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         return MaskVectorEnv(
             self.num_envs if num_envs is None else num_envs,
             dataset=dataset,
-            objective=game.reward_model.objective,
+            objective=game.objective,
             action=rule.kind,
             grid=rule.grid,
             fill=game.fill,
@@ -115,6 +116,15 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             render_mode=self.render_mode,
             **keywords,
         )
+
+    def oracle_reward(self, index: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
+        """The best reward that any action earns, (M,) float32; see `MaskGame.action_rewards`, which gives them all.
+
+        Args:
+            index: (M,) positions in `dataset`; None takes the images that the slots see now, and M is N.
+        """
+        best: npt.NDArray[np.float32] = self.game.action_rewards(index).max(1)
+        return best
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -214,6 +224,10 @@ class MaskEnv(gym.Env[Images, Any]):
         """The images that are played."""
         return self.game.dataset
 
+    def oracle_reward(self) -> float:
+        """The best reward that any action earns on the current image; see `MaskGame.action_rewards`."""
+        return float(self.game.action_rewards().max())
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Images, dict[str, Any]]:
         """Start anew (with `seed`), or go on to the next try or image. `options` are not used."""
         super().reset(seed=seed)
@@ -242,4 +256,4 @@ class MaskEnv(gym.Env[Images, Any]):
 
 
 def _first(info: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    return {name: value[0].item() for name, value in info.items()}
+    return {name: value[0].item() if value.ndim == 1 else value[0].copy() for name, value in info.items()}

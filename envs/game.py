@@ -16,15 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
 from maskaug.envs.actions import ActionRule, is_number
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
-from maskaug.envs.errors import ConfigurationError, JudgeError
+from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import resolve_judge
-from maskaug.envs.masking import FILLS, cells_to_mask, filler, keep
+from maskaug.envs.judging import ClassifierJudging, Judging, ReconstructionJudging, Scene, generator_of
+from maskaug.envs.masking import FILLS, cells_to_mask, filler, keep, patch_to_cells
 from maskaug.envs.masking import area_price as price_of_area
-from maskaug.envs.rewards import OBJECTIVES, ClassifierReward
+from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel
+
+OBJECTIVES = (*ClassifierReward.objectives, *ReconstructionReward.objectives)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Outcome:
 
     Attributes:
         reward: (N,) float32.
-        info: each (N,): index, try, label, area and every term of the reward.
+        info: each (N,): index, try, label, area and every term of the reward; with a reconstructor also cell_error,
+            (N, g, g), NaN where nothing was hidden.
         cells: (N, g, g) bool on the CPU, the cells that were selected.
         hidden: (N, C, H, W) uint8, the images as the judge saw them.
     """
@@ -53,17 +58,6 @@ class Outcome:
         return copy.deepcopy(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scene:
-    # What the slots see now, gathered once for all tries. Never handed out: others may write into what they get.
-    index: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    pictures: npt.NDArray[np.uint8]
-    images: Tensor
-    truth: Tensor
-    filling: Tensor | None  # None: drawn anew for every try
-
-
 class MaskGame:
     """The state and the rules of N games played side by side. The keywords are those of the environments.
 
@@ -74,20 +68,22 @@ class MaskGame:
         split: "train", "val", "test" or "all".
         image_size: height and width in pixels.
         channels: 1 or 3.
-        objective: "adversarial" or "sensitivity"; see `ClassifierReward`.
+        objective: "adversarial" or "sensitivity", see `ClassifierReward`; "reconstruction", see `ReconstructionReward`.
         action: "grid" or "patch"; see `ActionRule`.
         grid: cells along each side.
         patch_cells: side of a patch in cells; with action="patch" only.
         area: the share to select, default 0.25; with action="grid" only.
         area_price: weight of the two-sided price of leaving it, default 1; with action="grid" only.
         fill: "zero", "mean", "noise" or "blur": what is put in place of hidden pixels.
-        joint: the judge learns along, from the clean image and the aiding view of its best-rewarded try.
+        joint: the judge learns along: a classifier from the clean image and the aiding view of its best-rewarded try, a
+            reconstructor from the hidden part, in the pass that gives the reward.
         judge_lr: learning rate of the judge's Adam; with joint=True only.
         judge_batch: images a judge's update is made of, however many slots there are.
-        reward_model: "small", a .safetensors path, or a module (N, C, H, W) float in [0, 1] → logits. A module is
-            used as it is, not copied: with joint=True it is trained in place.
-        only_class: play only the images of this class (its name); None plays all. With joint=False only: a judge that
-            learned from one class would answer with it always.
+        reward_model: a name ("small"; for reconstruction also "context_encoder", the paper's), a .safetensors path, or
+            a module: (N, C, H, W) float in [0, 1] → logits, or for reconstruction → images of the same shape. A module
+            is used as it is, not copied: with joint=True it is trained in place.
+        only_class: play only the images of this class (its name); None plays all. A classifier must then be frozen: one
+            that learned from one class would answer with it always.
         repeat: tries on one image before the next, one episode each.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …: where the judge lives and masks are made.
         seed: of splits, synthetic images, crops and a new judge's first weights. Episodes are seeded by `reset(seed=)`.
@@ -152,47 +148,61 @@ class MaskGame:
                         f"{name}={value!r} cannot be combined with dataset=ImageDataset(...), whose {name} is "
                         f"{own[name]!r}; leave it out"
                     )
-        if dataset.labels is None:
+        classifies = objective in ClassifierReward.objectives
+        if classifies and dataset.labels is None:
             raise ConfigurationError(f"{dataset.name} has no labels, and objective={objective!r} needs them")
-        if len(dataset.class_names) < 2:
+        if classifies and len(dataset.class_names) < 2:
             raise ConfigurationError(f"{dataset.name} has one class alone, and a judge must tell at least two apart")
         if only_class is not None:
-            if joint:
+            if joint and classifies:
                 raise ConfigurationError("only_class needs a frozen judge: add joint=False and reward_model=FILE")
-            if only_class not in dataset.class_names:
+            if dataset.labels is None or only_class not in dataset.class_names:
                 raise ConfigurationError(
                     f"only_class={only_class!r} is not a class of {dataset.name}: {dataset.class_names}"
                 )
             dataset = dataset.subset(dataset.labels == dataset.class_names.index(only_class))
-        assert dataset.labels is not None
         self.num_envs, self.dataset, self.repeat, self.fill = num_envs, dataset, repeat, fill
         self.joint, self.judge_batch = joint, 32 if judge_batch is None else judge_batch
         self.rule = ActionRule(action, grid, dataset.shape[1:], area, area_price, patch_cells)
         self.device = resolve_device(device)
-        model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
-        self.reward_model = ClassifierReward(
-            model, objective, self.device, trainable=joint, lr=1e-3 if judge_lr is None else judge_lr
-        )
-        self._labels = dataset.labels
+        lr = 1e-3 if judge_lr is None else judge_lr
+        if classifies:
+            model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
+            self.judging: Judging = ClassifierJudging(
+                ClassifierReward(model, objective, self.device, trainable=joint, lr=lr),
+                dataset, num_envs, grid, joint, fill, self.judge_batch,
+            )  # fmt: skip
+        else:
+            model = resolve_judge(reward_model, dataset.shape, None, seed, joint=joint)
+            self.judging = ReconstructionJudging(
+                ReconstructionReward(model, self.device, trainable=joint, lr=lr, batch=self.judge_batch * repeat),
+                dataset, num_envs, grid, joint,
+            )  # fmt: skip
+        self._labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
         # (g·g + 1,), the price of selecting 0, 1, … g·g cells.
         shares = torch.arange(grid**2 + 1) / grid**2
         self._prices = self.rule.price * price_of_area(shares, self.rule.area).numpy()
-        self._clean = torch.zeros(len(dataset), len(dataset.class_names), device=self.device)
-        self._known = np.zeros(len(dataset), np.bool_)
-        self._known_version = self.reward_model.weights_version()
         n = len(dataset)
         self.rngs: list[np.random.Generator] = []
-        # Its own generator: a slot must see the same images however often the judge learns.
-        self._judge_rng = np.random.default_rng(0)
         self._order = np.zeros((num_envs, n), np.int64)
         self._position = np.zeros(num_envs, np.int64)
         self._try = np.zeros(num_envs, np.int64)
-        self._best = np.full(num_envs, -np.inf, np.float32)
-        self._best_cells = np.zeros((num_envs, grid, grid), np.bool_)
-        self._pending: list[tuple[int, npt.NDArray[np.bool_]]] = []
-        self._scene: _Scene | None = None
-        #: the judge's training loss at its last update, NaN before the first; for logs.
-        self.judge_loss = float("nan")
+        self._scene: Scene | None = None
+
+    @property
+    def reward_model(self) -> RewardModel:
+        """The judge."""
+        return self.judging.reward_model
+
+    @property
+    def objective(self) -> str:
+        """What is rewarded."""
+        return self.judging.reward_model.objective
+
+    @property
+    def judge_loss(self) -> float:
+        """The judge's training loss at its last update, NaN before the first; for logs."""
+        return self.judging.loss
 
     # ---- which image -------------------------------------------------------------------------------------------
 
@@ -209,21 +219,17 @@ class MaskGame:
     def seed(self, rngs: Sequence[np.random.Generator]) -> None:
         """Start every slot anew, each with its own generator and its own permutation of the images."""
         self.rngs = list(rngs)
-        self._judge_rng = self.rngs[0].spawn(1)[0]
+        self.judging.seed(self.rngs[0].spawn(1)[0])
         for slot, rng in enumerate(self.rngs):
             self._order[slot] = rng.permutation(len(self.dataset))
         self._position[:] = 0
         self._try[:] = 0
-        self._best[:] = -np.inf
-        self._pending.clear()
         self._scene = None
-        # Kept losses differ in their last bits with the batch they came from, and one seed is to give one game.
-        self._known[:] = False
 
     def advance(self, slots: npt.NDArray[np.bool_] | None = None) -> None:
         """The next episode of the given slots, (N,) bool (default: all): the next try, or the next image.
 
-        Where an image is done and the game is joint, its best-rewarded try goes to the judge.
+        Where an image is done and a classifier learns along, its best-rewarded try goes to it.
         """
         self._try += 1 if slots is None else slots
         ended = self._try == self.repeat
@@ -231,37 +237,32 @@ class MaskGame:
             return
         done = np.flatnonzero(ended)
         self._scene = None
-        if self.joint:
-            index = self.index
-            self._pending += [(int(index[i]), self._best_cells[i].copy()) for i in done if self._best[i] > -np.inf]
-            self._best[done] = -np.inf
+        self.judging.ended(done, self.index)
         self._try[done] = 0
         self._position += ended
         for slot in np.flatnonzero(self._position == len(self.dataset)):
             self._order[slot] = self.rngs[slot].permutation(len(self.dataset))
             self._position[slot] = 0
-        while len(self._pending) >= self.judge_batch:
-            self._teach(self._pending[: self.judge_batch])
-            del self._pending[: self.judge_batch]
+        self.judging.teach()
 
     def observe(self) -> npt.NDArray[np.uint8]:
         """(N, C, H, W) uint8, a fresh copy of the images that the slots see."""
         return self._look().pictures.copy()
 
-    def _look(self) -> _Scene:
+    def _look(self) -> Scene:
         if self._scene is None:
             index = self.index
             pictures, labels = self.dataset.images[index], self._labels[index]
             images = torch.from_numpy(pictures).to(self.device)
             filling = None if self.fill == "noise" else filler(images, self.fill)
             truth = torch.from_numpy(labels).to(self.device)
-            self._scene = _Scene(index, labels, pictures, images, truth, filling)
+            self._scene = Scene(index, labels, pictures, images, truth, filling)
         return self._scene
 
     # ---- what a mask earns -------------------------------------------------------------------------------------
 
     def play(self, cells: Tensor) -> Outcome:
-        """Judge one mask for each slot; changes nothing but the memory of the best try.
+        """Judge one mask for each slot. A joint reconstructor learns from it; nothing else changes.
 
         Args:
             cells: (N, g, g) bool, from `rule.to_cells`.
@@ -280,29 +281,20 @@ class MaskGame:
 
     def _judge(self, cells: Tensor) -> Outcome:
         scene = self._look()
-        index, images = scene.index, scene.images
+        images = scene.images
         # What stays is spread over the pixels, not what goes: one pass over them less.
         left = cells_to_mask(~cells.to(self.device), *self.dataset.shape[1:])
         hidden = keep(images, left, self._noise(images) if scene.filling is None else scene.filling)
-        terms = self.reward_model.score(hidden, self._clean_logits(index, images), scene.truth)
+        values = self.judging.judge(scene, cells, hidden)
         count = cells.flatten(1).sum(1).numpy()
-        # One transfer for all of them.
-        table = torch.stack(list(terms.values())).float().cpu().numpy()
-        values = dict(zip(terms, table, strict=True))
         reward = values["gain"]
         if self.rule.price:
             values["price"] = self._prices[count]
             reward = reward - values["price"]
-        finite = np.isfinite(reward)
-        if not finite.all():
-            self._refuse(index[~finite])
-        if self.joint:
-            better = reward > self._best
-            self._best[better] = reward[better]
-            self._best_cells[better] = cells.numpy()[better]
+        self.judging.remember(reward, cells.numpy())
         area = (count / self.rule.grid**2).astype(np.float32)
         info: dict[str, npt.NDArray[Any]] = {
-            "index": index.copy(),
+            "index": scene.index.copy(),
             "try": self._try.copy(),
             "label": scene.labels.copy(),
             "area": area,
@@ -313,73 +305,73 @@ class MaskGame:
     def blank_info(self) -> dict[str, npt.NDArray[Any]]:
         """The info of slots whose mask is not chosen yet: the same keys, with area 0 and every term 0."""
         scene = self._look()
-        names = [*self.reward_model.terms, *(["price"] if self.rule.price else [])]
+        nothing = np.zeros(self.num_envs, np.float32)
         return {
             "index": scene.index.copy(),
             "try": self._try.copy(),
             "label": scene.labels.copy(),
-            **{name: np.zeros(self.num_envs, np.float32) for name in ("area", *names)},
+            "area": nothing,
+            **self.judging.blank(),
+            **({"price": nothing.copy()} if self.rule.price else {}),
         }
-
-    def _clean_logits(self, index: npt.NDArray[np.int64], images: Tensor) -> Tensor:
-        # Once per image as long as the judge's weights stay: half of all passes would go there otherwise.
-        version = self.reward_model.weights_version()
-        if self._known_version != version:
-            self._known[:] = False
-            self._known_version = version
-        if not self._known[index].all():
-            new, first = np.unique(index, return_index=True)
-            new, first = new[~self._known[new]], first[~self._known[new]]
-            logits = self.reward_model.logits(images[torch.from_numpy(first).to(self.device)]).float()
-            # Before it is kept: the same step can then be tried again.
-            self._refuse(new[~logits.isfinite().all(1).cpu().numpy()])
-            self._clean[torch.from_numpy(new).to(self.device)] = logits
-            self._known[new] = True
-        return self._clean[torch.from_numpy(index).to(self.device)]
-
-    def _refuse(self, bad: npt.NDArray[np.int64]) -> None:
-        if len(bad):
-            raise JudgeError(
-                f"the judge's answer is not finite for {', '.join(self.dataset.names[i] for i in bad[:3])}"
-                f"{' and others' if len(bad) > 3 else ''}; check its weights and that it takes images in [0, 1]"
-                f"{', or lower judge_lr' if self.joint else ''}"
-            )
 
     def _noise(self, images: Tensor) -> Tensor:
         drawn = np.stack([rng.standard_normal(images.shape[1:], np.float32) for rng in self.rngs])
         return filler(images, self.fill, torch.from_numpy(drawn).to(self.device))
 
-    def _teach(self, batch: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
-        index = np.array([i for i, _ in batch])
-        images = torch.from_numpy(self.dataset.images[index]).to(self.device)
-        cells = torch.from_numpy(np.stack([cells for _, cells in batch])).to(self.device)
-        masks = cells_to_mask(cells, *self.dataset.shape[1:])
-        noise = None
-        if self.fill == "noise":
-            noise = torch.from_numpy(self._judge_rng.standard_normal(images.shape, np.float32)).to(self.device)
-        aiding = keep(images, masks, filler(images, self.fill, noise))
-        labels = torch.from_numpy(self._labels[index]).to(self.device)
-        self.judge_loss = self.reward_model.update(images, aiding, labels)["judge_loss"]
+    @torch.no_grad()
+    def action_rewards(self, index: npt.ArrayLike | None = None, *, chunk: int = 256) -> npt.NDArray[np.float32]:
+        """What every action earns on each image: (M, A) float32. Judges in evaluation mode and teaches nobody.
+
+        With fill="noise" all actions on one image see the same noise, drawn from the image's position.
+
+        Args:
+            index: (M,) positions in `dataset`; None takes the images that the slots see now.
+            chunk: masks that are judged in one pass.
+
+        Raises:
+            ConfigurationError: the actions cannot be enumerated (action="grid" has 2^(g·g) of them).
+        """
+        if not isinstance(self.rule.space, Discrete):
+            raise ConfigurationError(
+                f"action={self.rule.kind!r} has too many actions to try them all; regret needs action='patch'"
+            )
+        _positive("chunk", chunk)
+        wanted = np.atleast_1d(np.asarray(self.index if index is None else index, np.int64))
+        if wanted.ndim != 1 or not ((wanted >= 0) & (wanted < len(self.dataset))).all():
+            raise ConfigurationError(f"index must be (M,) positions from 0 to {len(self.dataset) - 1}")
+        every = patch_to_cells(torch.arange(int(self.rule.space.n)), self.rule.grid, self.rule.patch_cells)
+        every = every.to(self.device)
+        kept = cells_to_mask(~every, *self.dataset.shape[1:])
+        result = torch.empty(len(wanted), len(every), device=self.device)
+        at_once = max(1, chunk // len(every))
+        for first in range(0, len(wanted), at_once):
+            some = wanted[first : first + at_once]
+            images = torch.from_numpy(self.dataset.images[some]).to(self.device)
+            labels = torch.from_numpy(self._labels[some]).to(self.device)
+            noise = None
+            if self.fill == "noise":
+                shape = self.dataset.shape
+                drawn = [np.random.default_rng(int(i)).standard_normal(shape, np.float32) for i in some]
+                noise = torch.from_numpy(np.stack(drawn)).to(self.device)
+            filling = filler(images, self.fill, noise).expand_as(images)
+            gains = self.reward_model.against(images, labels)
+            pairs = torch.cartesian_prod(torch.arange(len(some)), torch.arange(len(every))).to(self.device)
+            for rows, actions in (part.T for part in pairs.split(chunk)):  # type: ignore[no-untyped-call]
+                hidden = keep(images[rows], kept[actions], filling[rows])
+                result[first + rows, actions] = gains(rows, hidden, every[actions])
+        return result.cpu().numpy()
 
     # ---- exact resume ------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Everything that changes: generators, places, the judge and what is known of it. Tensors, arrays and JSON."""
-        current = self._known_version == self.reward_model.weights_version()
         return {
             "rngs": [rng.bit_generator.state for rng in self.rngs],
-            "judge_rng": self._judge_rng.bit_generator.state,
             "order": self._order.copy(),
             "position": self._position.copy(),
             "try": self._try.copy(),
-            "best": self._best.copy(),
-            "best_cells": self._best_cells.copy(),
-            "pending_index": np.array([i for i, _ in self._pending], np.int64),
-            "pending_cells": np.array([c for _, c in self._pending], np.bool_).reshape(-1, *self._best_cells.shape[1:]),
-            "clean": self._clean.clone(),
-            "known": self._known & current,
-            "judge": self.reward_model.state(),
-            "judge_loss": repr(self.judge_loss),
+            "judging": self.judging.state(),
             "data": self.dataset.digest,
         }
 
@@ -390,19 +382,10 @@ class MaskGame:
                 "this checkpoint was written with other images or another number of environments; continue with the "
                 "same data, split, image_size and num_envs"
             )
-        self.rngs = [_generator(saved) for saved in state["rngs"]]
-        self._judge_rng = _generator(state["judge_rng"])
+        self.rngs = [generator_of(saved) for saved in state["rngs"]]
         self._scene = None
         self._order[:], self._position[:], self._try[:] = state["order"], state["position"], state["try"]
-        self._best[:], self._best_cells[:] = state["best"], state["best_cells"]
-        self._pending = [
-            (int(i), np.array(m)) for i, m in zip(state["pending_index"], state["pending_cells"], strict=True)
-        ]
-        self._clean.copy_(torch.as_tensor(state["clean"]))
-        self._known[:] = state["known"]
-        self.reward_model.load_state(state["judge"])
-        self._known_version = self.reward_model.weights_version()
-        self.judge_loss = float(state["judge_loss"])
+        self.judging.load_state(state["judging"])
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -425,12 +408,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def _positive(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1")
-
-
-def _generator(state: Mapping[str, Any]) -> np.random.Generator:
-    rng = np.random.Generator(np.random.PCG64())
-    rng.bit_generator.state = dict(state)
-    return rng
 
 
 def _check_options(options: Mapping[str, Any], known: Collection[str]) -> None:

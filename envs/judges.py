@@ -1,4 +1,4 @@
-"""Reward models by name, by file, or brought along: building, saving and loading classifiers.
+"""Reward models by name, by file, or brought along: building, saving and loading judges.
 
 A judge's file is safetensors: the weights, and in the header what is needed to build the network again. Nothing in it
 is executed.
@@ -6,6 +6,7 @@ is executed.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -20,35 +21,52 @@ from torch import nn
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.networks import SmallClassifier, seeded_weights
+from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder
 
-#: name → the network, called as Network(in_channels=, classes=).
+#: name → a classifier, called as Network(in_channels=, classes=).
 JUDGES: dict[str, type[nn.Module]] = {"small": SmallClassifier}
+#: name → a reconstruction network, called as Network(in_channels=).
+RECONSTRUCTORS: dict[str, type[nn.Module]] = {"small": SmallContextEncoder, "context_encoder": ContextEncoder}
 
 
-def make_judge(name: str, channels: int, classes: int, seed: int, **settings: int) -> nn.Module:
-    """A judge by name, with first weights drawn from `seed`; `settings` are the network's own, such as its width."""
-    if name not in JUDGES:
+def make_judge(name: str, channels: int, classes: int | None, seed: int, **settings: int) -> nn.Module:
+    """A judge by name, with first weights drawn from `seed`.
+
+    Args:
+        name: a key of `JUDGES`, or of `RECONSTRUCTORS` where `classes` is None.
+        channels: C of the images.
+        classes: number of classes; None makes a reconstruction network.
+        seed: of the first weights.
+        **settings: the network's own keywords, such as its width.
+    """
+    known = RECONSTRUCTORS if classes is None else JUDGES
+    if name not in known:
         raise ConfigurationError(
-            f"reward_model={name!r} is neither a known judge ({', '.join(JUDGES)}) nor an existing .safetensors file"
+            f"reward_model={name!r} is neither a known {'classifier' if classes else 'reconstructor'} "
+            f"({', '.join(known)}) nor an existing .safetensors file"
         )
+    outputs = {} if classes is None else {"classes": classes}
     with seeded_weights(seed):
-        return JUDGES[name](in_channels=channels, classes=classes, **settings)
+        return known[name](in_channels=channels, **outputs, **settings)
 
 
 def save_judge(path: str | os.PathLike[str], model: nn.Module, **about: Any) -> None:
     """Write a judge made by `make_judge`: weights and its recipe; `about` is kept beside it (JSON values only)."""
-    names = [name for name, cls in JUDGES.items() if type(model) is cls]
-    if not names:
-        raise ConfigurationError(
-            f"{type(model).__name__} is not one of MaskAug's judges ({', '.join(JUDGES)}); save its state_dict with "
-            "safetensors.torch.save_file and pass the module itself as reward_model"
-        )
-    first = next(p for p in model.parameters() if p.ndim == 4)
-    last = list(model.parameters())[-1]
-    recipe = {"judge": names[0], "in_channels": first.shape[1], "classes": last.shape[0], "width": first.shape[0]}
-    if clash := sorted(recipe.keys() & about.keys()):
-        raise ConfigurationError(f"{', '.join(clash)} is written from the network itself; give it another name")
-    write_safetensors(path, dict(model.state_dict()), {"maskaug_judge": json.dumps({**recipe, **about})})
+    for kind, known in (("classifier", JUDGES), ("reconstructor", RECONSTRUCTORS)):
+        for name, network in known.items():
+            if type(model) is network:
+                recipe = {"kind": kind, "judge": name, **model.recipe}  # type: ignore[dict-item]
+                if clash := sorted(recipe.keys() & about.keys()):
+                    raise ConfigurationError(
+                        f"{', '.join(clash)} is written from the network itself; give it another name"
+                    )
+                write_safetensors(path, dict(model.state_dict()), {"maskaug_judge": json.dumps({**recipe, **about})})
+                return
+    known_names = ", ".join(sorted({*JUDGES, *RECONSTRUCTORS}))
+    raise ConfigurationError(
+        f"{type(model).__name__} is not one of MaskAug's judges ({known_names}); save its state_dict with "
+        "safetensors.torch.save_file and pass the module itself as reward_model"
+    )
 
 
 def load_judge(path: str | os.PathLike[str]) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -68,7 +86,11 @@ def load_judge(path: str | os.PathLike[str]) -> tuple[nn.Module, Mapping[str, An
         )
     try:
         about: dict[str, Any] = json.loads(metadata["maskaug_judge"])
-        model = make_judge(about["judge"], about["in_channels"], about["classes"], seed=0, width=about["width"])
+        if not isinstance(about, dict):
+            raise TypeError(f"it holds a {type(about).__name__}, not a recipe")
+        network = (RECONSTRUCTORS if about.get("kind") == "reconstructor" else JUDGES)[about["judge"]]
+        with seeded_weights(0):
+            model = network(**{name: about[name] for name in inspect.signature(network).parameters})
         model.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise JudgeError(
@@ -77,10 +99,23 @@ def load_judge(path: str | os.PathLike[str]) -> tuple[nn.Module, Mapping[str, An
     return model, about
 
 
+def load_encoder(path: str | os.PathLike[str]) -> FrozenEncoder:
+    """The frozen encoder of a pre-trained reconstructor, e.g. of a run's judge.safetensors: what pre-training was for.
+
+    It takes (N, C, H, W) float in [0, 1] and returns feature maps (N, F, h, w); F is its `out_channels`.
+    """
+    model, _ = load_judge(path)
+    if not isinstance(model, SmallContextEncoder | ContextEncoder):
+        raise JudgeError(
+            f"{path} holds a classifier; give the judge.safetensors of a run with objective='reconstruction'"
+        )
+    return model.encoder()
+
+
 def resolve_judge(
     reward_model: str | os.PathLike[str] | nn.Module | None,
     image_shape: tuple[int, int, int],
-    classes: int,
+    classes: int | None,
     seed: int,
     *,
     joint: bool,
@@ -88,21 +123,27 @@ def resolve_judge(
     """The judge of an environment, checked against its images and classes.
 
     Args:
-        reward_model: a name ("small"; None means it), a .safetensors path, or a module.
+        reward_model: a name (None means "small"), a .safetensors path, or a module.
         image_shape: (C, H, W) of the images.
-        classes: number of classes of the data set.
+        classes: number of classes of the data set; None asks for a reconstruction network.
         seed: of a new judge's first weights.
         joint: whether it will learn; a judge that will not needs weights.
     """
     channels = image_shape[0]
     if isinstance(reward_model, nn.Module):
         model: nn.Module = reward_model
-    elif reward_model is not None and reward_model not in JUDGES and _is_file(reward_model):
+    elif reward_model is not None and reward_model not in {*JUDGES, *RECONSTRUCTORS} and _is_file(reward_model):
         model, about = load_judge(reward_model)
-        if (about["in_channels"], about["classes"]) != (channels, classes):
+        if (classes is None) != ("classes" not in about):
+            found, needed = ("classifier", "reconstructor")[:: 1 if classes is None else -1]
             raise ConfigurationError(
-                f"{reward_model} judges {about['in_channels']} channels and {about['classes']} classes, but the data "
-                f"has {channels} and {classes}; pre-train a judge on this data, or change channels"
+                f"{reward_model} holds a {found}, and this objective needs a {needed}; give the file of one, or change "
+                "the objective"
+            )
+        if (about["in_channels"], about.get("classes")) != (channels, classes):
+            raise ConfigurationError(
+                f"{reward_model} judges {_said(about['in_channels'], about.get('classes'))}, but the data has "
+                f"{_said(channels, classes)}; pre-train a judge on this data, or change channels"
             )
     else:
         model = make_judge("small" if reward_model is None else os.fspath(reward_model), channels, classes, seed)
@@ -111,6 +152,13 @@ def resolve_judge(
                 "joint=False freezes the judge, but no trained weights were given; pass reward_model=FILE from "
                 "`maskaug pretrain` (or a trained nn.Module), or use joint=True"
             )
+    shape = (1, *image_shape) if classes is None else (1, classes)
+    multiple = getattr(model, "multiple", 1)
+    if classes is None and (image_shape[1] % multiple or image_shape[2] % multiple):
+        raise ConfigurationError(
+            f"{type(model).__name__} takes sizes that are multiples of {multiple}, not {image_shape[1]}×"
+            f"{image_shape[2]}; choose another image_size"
+        )
     with torch.no_grad():
         probe = next(model.parameters(), torch.zeros(())).device
         was_training = model.training
@@ -122,12 +170,15 @@ def resolve_judge(
             ) from error
         finally:
             model.train(was_training)
-    if not isinstance(out, torch.Tensor) or out.shape != (1, classes):
+    if not isinstance(out, torch.Tensor) or out.shape != shape:
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ConfigurationError(
-            f"the reward model must return logits (N, {classes}), but it returned {got} for one image"
-        )
+        wanted = f"images of the shape it is given, {shape}" if classes is None else f"logits (N, {classes})"
+        raise ConfigurationError(f"the reward model must return {wanted}, but it returned {got} for one image")
     return model
+
+
+def _said(channels: int, classes: int | None) -> str:
+    return f"{channels} channels" if classes is None else f"{channels} channels and {classes} classes"
 
 
 def _is_file(name: str | os.PathLike[str]) -> bool:

@@ -62,9 +62,14 @@ class SmallClassifier(nn.Module):
 
     def __init__(self, in_channels: int = 1, classes: int = 2, width: int = 16) -> None:
         super().__init__()
-        self.width = width
+        self.in_channels, self.classes, self.width = in_channels, classes, width
         self.trunk = ConvTrunk(in_channels, width)
         self.head = nn.Linear(2 * self.trunk.out_channels, classes)
+
+    @property
+    def recipe(self) -> dict[str, int]:
+        """The keywords that build it again."""
+        return {"in_channels": self.in_channels, "classes": self.classes, "width": self.width}
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] → (N, F), the mean and the maximum of the last feature map."""

@@ -93,6 +93,9 @@ class ContextEncoder(nn.Module):
         in_channels: C of the images.
     """
 
+    #: heights and widths are multiples of it.
+    multiple = 32
+
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
         self.down = PaperEncoder(in_channels)
@@ -152,6 +155,9 @@ class SmallContextEncoder(nn.Module):
         in_channels: C of the images.
         width: channels of the first stage, a multiple of 8; the last has four times as many.
     """
+
+    #: heights and widths are multiples of it.
+    multiple = 8
 
     def __init__(self, in_channels: int = 1, width: int = 16) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import gymnasium as gym
 # area and patch_cells stay at their defaults (0.25; 2 cells): a row that named one could not be asked for the other
 # action.
 _GRID: Mapping[str, Any] = {"objective": "adversarial", "action": "grid", "grid": 8}
-_PATCH: Mapping[str, Any] = {"objective": "adversarial", "action": "patch", "grid": 8}
+_PATCH: Mapping[str, Any] = {"objective": "reconstruction", "action": "patch", "grid": 8}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,44 +1,49 @@
 """Reward models: what the judge says of a mask, and how the judge learns.
 
-Both losses of a reward always come from the same weights in the same, evaluation, mode (papers.md §1, mistake 4).
+`ClassifierReward` is APGA's judge, `ReconstructionReward` that of Intelligent Masking.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.envs.errors import ConfigurationError, JudgeError
+from maskaug.envs.masking import mask_to_cells
 from maskaug.envs.networks import to_float
 
-OBJECTIVES = ("adversarial", "sensitivity")
+#: (rows (M,) int64, hidden images (M, C, H, W) uint8, cells (M, g, g) bool) → gains (M,) float32.
+Gains = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class ClassifierReward:
-    """The reward from a classifier f (APGA, arXiv 1909.04108, steps 1 to 3 and 5).
-
-    * "adversarial": CE(f(selected part hidden), y) − CE(f(x), y); high where the hidden part mattered for the truth.
-    * "sensitivity": Σ over classes of |change of the centred logit|, no label needed; with two classes this is the
-      absolute change of the log-odds.
+class RewardModel(ABC):
+    """A judge's network, the optimiser that trains it, and its state.
 
     Args:
-        model: (N, C, H, W) float in [0, 1] → logits (N, classes). Moved to `device`.
-        objective: see above.
+        model: (N, C, H, W) float in [0, 1] → whatever this kind of judge returns. Moved to `device`.
+        objective: what is rewarded, one of `objectives`.
         device: where it lives.
-        trainable: False freezes it: `update` is then an error and the optimiser is not made.
-        lr: of Adam, for `update`.
+        trainable: False freezes it: there is no optimiser then.
+        lr: of Adam.
     """
+
+    #: the objectives that this kind of judge plays.
+    objectives: ClassVar[tuple[str, ...]]
 
     def __init__(
         self, model: nn.Module, objective: str, device: torch.device, *, trainable: bool, lr: float = 1e-3
     ) -> None:
-        if objective not in OBJECTIVES:
-            raise ConfigurationError(f"objective={objective!r} is unknown; a classifier plays one of {OBJECTIVES}")
+        if objective not in self.objectives:
+            raise ConfigurationError(
+                f"objective={objective!r} is unknown; a {type(self).__name__} plays one of {self.objectives}"
+            )
         self.model = model.to(device).eval()
         self.objective = objective
         self.device = device
@@ -53,6 +58,23 @@ class ClassifierReward:
             )
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr, fused=True) if trainable else None
 
+    @property
+    @abstractmethod
+    def terms(self) -> tuple[str, ...]:
+        """The names of the reward's terms, each (N,); "gain" is the reward before any price."""
+
+    @abstractmethod
+    def against(self, images: Tensor, labels: Tensor) -> Gains:
+        """What masks on these images earn, without learning from them: for evaluations and for regret.
+
+        Args:
+            images: (N, C, H, W) uint8, untouched.
+            labels: (N,) int64.
+
+        Returns:
+            A function of M masks: the row in `images` that each is for, (M,); the hidden images; the cells.
+        """
+
     def weights_version(self) -> int:
         """Grows whenever the weights change: whoever caches a clean loss compares it.
 
@@ -60,6 +82,47 @@ class ClassifierReward:
         torch counts the changes of each tensor (but for those of a fused optimiser in somebody else's training loop).
         """
         return sum(t._version for t in self._tensors)
+
+    def state(self) -> dict[str, object]:
+        """Weights, optimiser and version, for an exact resume; a copy."""
+        state: dict[str, object] = {
+            "weights": dict(self.model.state_dict()),
+            "optimiser": None if self.optimiser is None else self.optimiser.state_dict(),
+            "version": self.version,
+        }
+        return copy.deepcopy(state)
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Put back what `state` gave."""
+        self.model.load_state_dict(state["weights"])  # type: ignore[arg-type]
+        if self.optimiser is not None and state["optimiser"] is not None:
+            # An optimiser takes the very tensors that it is given, and would then write into `state`.
+            self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # type: ignore[arg-type]
+        self.version = int(state["version"])  # type: ignore[call-overload]
+
+    def _step(self) -> None:
+        assert self.optimiser is not None
+        self.optimiser.step()
+        # A fused optimiser leaves no trace on the weights: see `weights_version`.
+        torch.autograd.graph.increment_version(self.model.parameters())
+        self.version += 1
+
+
+class ClassifierReward(RewardModel):
+    """The reward from a classifier f (APGA, arXiv 1909.04108, steps 1 to 3 and 5).
+
+    * "adversarial": CE(f(selected part hidden), y) − CE(f(x), y); high where the hidden part mattered for the truth.
+    * "sensitivity": Σ over classes of |change of the centred logit|, no label needed; with two classes this is the
+      absolute change of the log-odds.
+
+    Both losses of a reward always come from the same weights in the same, evaluation, mode (papers.md §1, mistake 4).
+
+    Args:
+        model: (N, C, H, W) float in [0, 1] → logits (N, classes).
+        objective, device, trainable, lr: see `RewardModel`.
+    """
+
+    objectives = ("adversarial", "sensitivity")
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -71,7 +134,7 @@ class ClassifierReward:
         return result.detach()
 
     def score(self, hidden: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The terms of the reward, each (N,) float32; "gain" is the reward before any price.
+        """The terms of the reward, each (N,) float32.
 
         Args:
             hidden: (N, C, H, W) uint8, the images as the judge is to see them.
@@ -90,6 +153,11 @@ class ClassifierReward:
         """The names that `score` returns."""
         return ("gain",) if self.objective == "sensitivity" else ("loss_clean", "loss_hidden", "gain")
 
+    def against(self, images: Tensor, labels: Tensor) -> Gains:
+        """See `RewardModel.against`."""
+        clean = self.logits(images)
+        return lambda rows, hidden, _: self.score(hidden, clean[rows], labels[rows])["gain"]
+
     def update(self, images: Tensor, aiding: Tensor, labels: Tensor) -> dict[str, float]:
         """One Adam step on cross-entropy over the clean images and their aiding views, in equal parts.
 
@@ -106,25 +174,143 @@ class ClassifierReward:
             raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        # A fused optimiser leaves no trace on the weights: see `weights_version`.
-        torch.autograd.graph.increment_version(self.model.parameters())
-        self.version += 1
+        self._step()
         return {"judge_loss": value}
 
+
+class ReconstructionReward(RewardModel):
+    """The reward from a reconstruction network g (Intelligent Masking, arXiv 2203.13865, steps 2 to 4).
+
+    The reward of a mask is the mean squared error of g(image with the mask hidden) over the hidden pixels and channels,
+    with pixels scaled to [−1, 1] as in the paper; 0 for an empty mask. A mean, not the authors' sum over the image:
+    reward and loss then have one scale, and a patch cut off at the border gains nothing (papers.md §2, 1 and 2).
+
+    Args:
+        model: images with a part hidden, (N, C, H, W) float in [0, 1] → whole images of the same shape and scale.
+        device, trainable, lr: see `RewardModel`.
+        batch: masks that one update is made of; gradients of smaller passes are added up.
+    """
+
+    objectives = ("reconstruction",)
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, *, trainable: bool, lr: float = 1e-3, batch: int = 32
+    ) -> None:
+        super().__init__(model, "reconstruction", device, trainable=trainable, lr=lr)
+        self.batch = batch
+        #: masks whose gradients wait for the update to come.
+        self.waiting = 0
+        self._frozen_buffers = not any(True for _ in model.buffers())
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The reward has one term."""
+        return ("gain",)
+
+    def errors(self, images: Tensor, hidden: Tensor, grid: int) -> Tensor:
+        """Mean squared error of every cell, hidden or not: (N, g, g) float32, pixels in [−1, 1].
+
+        Args:
+            images: (N, C, H, W) uint8, untouched.
+            hidden: (N, C, H, W) uint8, as the network is to see them.
+            grid: g.
+        """
+        result = self.model(to_float(hidden))
+        # [0, 1] → [−1, 1] doubles every difference.
+        return 4 * mask_to_cells((result - to_float(images)).square().mean(1), grid)
+
+    @torch.no_grad()
+    def score(self, images: Tensor, hidden: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """(gain (N,), error of every cell (N, g, g)), in evaluation mode, without gradient."""
+        if self.model.training:
+            self.model.eval()
+        errors = self.errors(images, hidden, cells.shape[-1]).detach()
+        return mean_over(errors, cells), errors
+
+    def against(self, images: Tensor, labels: Tensor) -> Gains:
+        """See `RewardModel.against`; labels are not looked at."""
+        return lambda rows, hidden, cells: self.score(images[rows], hidden, cells)[0]
+
+    def learn(self, images: Tensor, hidden: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """As `score`, in training mode, and learn from the very same forward pass.
+
+        The loss is the mean reward over `batch` masks: gradients are added up until as many have been judged, then one
+        Adam step follows. Not more than `room` masks at once.
+
+        Raises:
+            JudgeError: the error is not finite; nothing has changed then.
+        """
+        if self.optimiser is None:
+            raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
+        # Batch norm has already counted the images when a bad error shows.
+        before = [] if self._frozen_buffers else [b.clone() for b in self.model.buffers()]
+        self.model.train()
+        errors = self.errors(images, hidden, cells.shape[-1])
+        self.model.eval()
+        gain = mean_over(errors, cells)
+        total = gain.sum() / self.batch
+        if not bool(torch.isfinite(total)):
+            with torch.no_grad():
+                for buffer, old in zip(self.model.buffers(), before, strict=False):
+                    buffer.copy_(old)
+            raise JudgeError(
+                f"the reconstruction error is not finite after {self.version} updates; lower judge_lr, and check that "
+                "the network returns images in [0, 1]"
+            )
+        total.backward()  # type: ignore[no-untyped-call]
+        self.waiting += len(images)
+        if self.waiting >= self.batch:
+            self._step()
+            self.optimiser.zero_grad()
+            self.waiting = 0
+        return gain.detach(), errors.detach()
+
+    def __getstate__(self) -> dict[str, object]:
+        # Pickle and deepcopy leave out the gradients of parameters, and some may be waiting here.
+        return {**self.__dict__, "_gradients": self._gradients()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        gradients: Mapping[str, Tensor] = state.pop("_gradients")  # type: ignore[assignment]
+        self.__dict__.update(state)
+        self._set_gradients(gradients)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        if not self.waiting:
+            return {}
+        return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+
+    def _set_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.grad = gradients[name].to(parameter).clone() if name in gradients else None
+
+    @property
+    def room(self) -> int:
+        """How many masks the update to come still takes."""
+        return self.batch - self.waiting
+
     def state(self) -> dict[str, object]:
-        """Weights, optimiser and version, for an exact resume; a copy."""
-        state: dict[str, object] = {
-            "weights": dict(self.model.state_dict()),
-            "optimiser": None if self.optimiser is None else self.optimiser.state_dict(),
-            "version": self.version,
-        }
-        return copy.deepcopy(state)
+        """See `RewardModel.state`; with the gradients of an update that is not complete."""
+        return {**super().state(), "waiting": self.waiting, "gradients": self._gradients()}
 
     def load_state(self, state: Mapping[str, object]) -> None:
         """Put back what `state` gave."""
-        self.model.load_state_dict(state["weights"])  # type: ignore[arg-type]
-        if self.optimiser is not None and state["optimiser"] is not None:
-            # An optimiser takes the very tensors that it is given, and would then write into `state`.
-            self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # type: ignore[arg-type]
-        self.version = int(state["version"])  # type: ignore[call-overload]
+        super().load_state(state)
+        self.waiting = int(state["waiting"])  # type: ignore[call-overload]
+        self._set_gradients(state["gradients"])  # type: ignore[arg-type]
+
+
+def frozen_reward(model: nn.Module, objective: str, device: torch.device) -> RewardModel:
+    """A judge that only judges, of the kind that plays `objective`."""
+    if objective in ReconstructionReward.objectives:
+        return ReconstructionReward(model, device, trainable=False)
+    return ClassifierReward(model, objective, device, trainable=False)
+
+
+def mean_over(values: Tensor, cells: Tensor) -> Tensor:
+    """Mean of values (N, g, g) over the selected cells (N, g, g) bool, (N,); 0 where none is selected.
+
+    >>> mean_over(torch.tensor([[[1.0, 2.0], [3.0, 9.0]]]), torch.tensor([[[True, False], [True, False]]]))
+    tensor([2.])
+    """
+    # Not a product: an error that is not finite must not leak out of cells that were not hidden.
+    return torch.where(cells, values, 0).flatten(1).sum(1) / cells.flatten(1).sum(1).clamp(min=1)

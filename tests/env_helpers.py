@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.networks import SmallClassifier, seeded_weights
+from maskaug.envs.reconstructors import SmallContextEncoder
 
 
 def pictures(n: int = 8, size: int = 16, channels: int = 1, classes: int = 2, seed: int = 0) -> ImageDataset:
@@ -66,6 +67,17 @@ def small(dataset: ImageDataset, seed: int = 0) -> SmallClassifier:
     """The small judge with first weights drawn from `seed`."""
     with seeded_weights(seed):
         return SmallClassifier(dataset.shape[0], len(dataset.class_names), 8)
+
+
+def reconstructor(dataset: ImageDataset, seed: int = 0) -> SmallContextEncoder:
+    """The small reconstruction network with first weights drawn from `seed`."""
+    with seeded_weights(seed):
+        return SmallContextEncoder(dataset.shape[0], 8)
+
+
+def judge_for(objective: str, dataset: ImageDataset, seed: int = 0) -> nn.Module:
+    """A small judge of the kind that plays `objective`."""
+    return reconstructor(dataset, seed) if objective == "reconstruction" else small(dataset, seed)
 
 
 def values(tensor: Tensor) -> list[Any]:

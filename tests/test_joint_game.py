@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.game import MaskGame
+from maskaug.envs.rewards import ClassifierReward
 
 DATA = pictures(7)
 GRID = 4
@@ -24,6 +25,12 @@ Game = dict[str, Any]
 
 def frozen(**more: Any) -> Game:
     return {"dataset": DATA, "grid": GRID, "joint": False, "reward_model": FlatJudge(DATA), **more}
+
+
+def judge_of(env: MaskVectorEnv | MaskEnv) -> ClassifierReward:
+    reward_model = env.game.reward_model
+    assert isinstance(reward_model, ClassifierReward)
+    return reward_model
 
 
 def actions(kind: str, steps: int, num_envs: int, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -40,13 +47,13 @@ def actions(kind: str, steps: int, num_envs: int, seed: int = 0) -> npt.NDArray[
 def test_the_judge_learns_after_so_many_images_however_many_slots(num_envs: int, repeat: int) -> None:
     env = MaskVectorEnv(num_envs, dataset=DATA, grid=GRID, repeat=repeat, judge_batch=5, reward_model=small(DATA))
     sizes: list[int] = []
-    update = env.game.reward_model.update
+    update = judge_of(env).update
 
     def spy(images: Tensor, aiding: Tensor, labels: Tensor) -> dict[str, float]:
         sizes.append(len(images))
         return update(images, aiding, labels)
 
-    env.game.reward_model.update = spy  # type: ignore[method-assign]
+    judge_of(env).update = spy  # type: ignore[method-assign]
     env.reset(seed=0)
     for step in range(1, 25):
         env.step(np.ones((num_envs, 16)))
@@ -58,7 +65,7 @@ def test_the_judge_learns_after_so_many_images_however_many_slots(num_envs: int,
 def test_the_judge_learns_from_the_clean_image_and_what_its_best_rewarded_try_keeps() -> None:
     taught: list[tuple[Tensor, Tensor, Tensor]] = []
     env = MaskVectorEnv(2, dataset=DATA, grid=GRID, repeat=3, judge_batch=20, reward_model=small(DATA))
-    env.game.reward_model.update = lambda *batch: taught.append(batch) or {"judge_loss": 0.0}  # type: ignore[method-assign,func-returns-value]
+    judge_of(env).update = lambda *batch: taught.append(batch) or {"judge_loss": 0.0}  # type: ignore[method-assign,func-returns-value]
     _, info = env.reset(seed=0)
     expected: list[tuple[int, npt.NDArray[np.float64]]] = []
     for _ in range(10):
@@ -84,7 +91,7 @@ def test_the_judge_learns_from_the_clean_image_and_what_its_best_rewarded_try_ke
 def test_the_aiding_view_is_filled_as_the_hidden_one_is(fill: str) -> None:
     taught: list[Tensor] = []
     env = MaskEnv(dataset=DATA, grid=GRID, judge_batch=1, fill=fill, reward_model=small(DATA))
-    env.game.reward_model.update = lambda images, aiding, labels: taught.append(aiding) or {"judge_loss": 0.0}  # type: ignore[method-assign,func-returns-value]
+    judge_of(env).update = lambda images, aiding, labels: taught.append(aiding) or {"judge_loss": 0.0}  # type: ignore[method-assign,func-returns-value]
     for seed in (0, 0, 1):
         env.reset(seed=seed)
         env.step(np.zeros(16))
@@ -229,7 +236,7 @@ def test_a_saved_game_continues_to_the_bit(fill: str, how: str) -> None:
     # In the middle of an image, with a judge that has learned and a batch for it that is half full.
     assert env.game.reward_model.version > 0
     assert env.game.state()["try"].tolist() == [1, 1, 1]
-    assert len(env.game.state()["pending_index"]) == 1
+    assert len(env.game.state()["judging"]["pending_index"]) == 1
     if how == "pickle":
         twin = pickle.loads(pickle.dumps(env))  # noqa: S301
     else:

@@ -118,9 +118,9 @@ def test_a_file_for_other_data_says_what_it_is_for(tmp_path: Path) -> None:
     path = tmp_path / "judge.safetensors"
     save_judge(path, make_judge("small", 1, 2, 0))
     assert isinstance(resolve_judge(str(path), SHAPE, 2, 0, joint=False), SmallClassifier)
-    with pytest.raises(ConfigurationError, match="1 channels and 2 classes, but the data has 3 and 2"):
+    with pytest.raises(ConfigurationError, match="1 channels and 2 classes, but the data has 3 channels"):
         resolve_judge(path, (3, 36, 36), 2, 0, joint=False)
-    with pytest.raises(ConfigurationError, match="but the data has 1 and 3"):
+    with pytest.raises(ConfigurationError, match="but the data has 1 channels and 3"):
         resolve_judge(path, SHAPE, 3, 0, joint=True)
 
 
@@ -134,7 +134,7 @@ def test_a_frozen_judge_needs_weights_and_an_unknown_one_lists_the_known() -> No
     for name in (None, "small"):
         with pytest.raises(ConfigurationError, match="reward_model=FILE from `maskaug pretrain`"):
             resolve_judge(name, SHAPE, 2, 0, joint=False)
-    with pytest.raises(ConfigurationError, match="'resnet' is neither a known judge \\(small\\) nor"):
+    with pytest.raises(ConfigurationError, match="'resnet' is neither a known classifier \\(small\\) nor"):
         resolve_judge("resnet", SHAPE, 2, 0, joint=True)
 
 

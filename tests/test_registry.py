@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from env_helpers import FlatJudge, pictures, same, small
+from env_helpers import judge_for, pictures, same
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -145,7 +145,12 @@ def test_make_vec_is_native(row: EnvRow) -> None:
 @rows
 def test_sync_and_native_agree(row: EnvRow) -> None:
     data = pictures(6, size=64)
-    keywords: dict[str, Any] = {"dataset": data, "joint": False, "reward_model": small(data), "fill": "noise"}
+    keywords: dict[str, Any] = {
+        "dataset": data,
+        "joint": False,
+        "reward_model": judge_for(row.kwargs["objective"], data),
+        "fill": "noise",
+    }
     native = gym.make_vec(row.id, num_envs=2, **keywords)
     sync = gym.make_vec(
         row.id,
@@ -167,7 +172,7 @@ def test_sync_and_native_agree(row: EnvRow) -> None:
 @rows
 def test_a_module_and_a_data_set_of_ones_own_are_used_as_they_are(row: EnvRow) -> None:
     data = pictures(4, size=64)
-    judge = FlatJudge(data)
+    judge = judge_for(row.kwargs["objective"], data)
     keywords: dict[str, Any] = {"dataset": data, "joint": False, "reward_model": judge}
     for env in (gym.make(row.id, **keywords), gym.make_vec(row.id, num_envs=2, **keywords)):
         inner: Any = env.unwrapped
