@@ -36,35 +36,49 @@ class GridSpec:
         image_shape: (C, H, W).
         grid: g.
         cells: how many cells a mask has.
+        patch_cells: side of the square that a mask is; 0 where it may be any set of cells.
     """
 
     image_shape: tuple[int, int, int]
     grid: int
     cells: int
+    patch_cells: int = 0
 
 
 class MaskAgent(ABC):
-    """An agent whose network scores the g×g cells and whose masks are sets of cells.
+    """An agent whose network scores the g×g cells and whose masks are sets of cells, or patches.
 
     Args:
-        env: a `MaskVectorEnv` or `MaskEnv` with action="grid", wrapped or not; or a `GridSpec`, for an agent that
-            only predicts.
+        env: a `MaskVectorEnv` or `MaskEnv` with one of `action_kinds`, wrapped or not; or a `GridSpec`, for an agent
+            that only predicts.
+        settings: fields of `Settings`.
         seed: of the first weights, of the agent's draws, and of the environment's first reset.
         device: "auto", "cpu", "cuda", …: where the policy lives.
     """
 
     #: the settings' dataclass of each agent.
     Settings: ClassVar[type[Any]]
+    #: the kinds of action it plays.
+    action_kinds: ClassVar[tuple[str, ...]] = ("grid",)
 
     def __init__(
-        self, env: gym.Env[Any, Any] | MaskVectorEnv | GridSpec, settings: Any, seed: int, device: str | torch.device
+        self,
+        env: gym.Env[Any, Any] | MaskVectorEnv | GridSpec,
+        settings: Mapping[str, Any],
+        seed: int,
+        device: str | torch.device,
     ) -> None:
+        known = {field.name for field in dataclasses.fields(self.Settings)}
+        if unknown := sorted(set(settings) - known):
+            raise ConfigurationError(
+                f"unknown setting {', '.join(unknown)}; {type(self).__name__} knows {', '.join(sorted(known))}"
+            )
+        self.settings = self.Settings(**settings)
         self.env: MaskVectorEnv | None = None
         if isinstance(env, GridSpec):
             self.spec = env
         else:
-            self.env, self.spec = _attach(env)
-        self.settings = settings
+            self.env, self.spec = _attach(env, self.action_kinds)
         self.seed = seed
         self.device = resolve_device(device)
         self.generator = torch.Generator().manual_seed(seed)
@@ -73,7 +87,7 @@ class MaskAgent(ABC):
         self._reset_done = False
         #: the network that learns; predictions come from `averaged`, its moving average.
         self.policy: nn.Module = self._make_policy().to(self.device)
-        self.averaged = AveragedModel(self.policy, multi_avg_fn=get_ema_multi_avg_fn(settings.average))  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(self.policy, multi_avg_fn=get_ema_multi_avg_fn(self.settings.average))  # type: ignore[no-untyped-call]
 
     # ---- to be written by each agent -----------------------------------------------------------------------------
 
@@ -87,7 +101,7 @@ class MaskAgent(ABC):
 
     @abstractmethod
     def _sample(self, scores: Tensor) -> Tensor:
-        """Scores (N, g, g) → cells (N, g, g) bool, drawn as in training."""
+        """Scores (N, g, g) → actions, drawn as in training: cells (N, g, g) bool, or corners (N,) int64."""
 
     @abstractmethod
     def _learning_state(self) -> dict[str, Any]:
@@ -152,16 +166,21 @@ class MaskAgent(ABC):
         state: tuple[npt.NDArray[Any], ...] | None = None,
         episode_start: npt.NDArray[np.bool_] | None = None,
         deterministic: bool = False,
-    ) -> tuple[npt.NDArray[np.int8], tuple[npt.NDArray[Any], ...] | None]:
-        """Actions for one image (C, H, W) → (g·g,), or a batch (N, C, H, W) → (N, g·g); int8, 1 = selected.
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Actions for one image (C, H, W), or for a batch (N, C, H, W).
+
+        Sets of cells: (g·g,) or (N, g·g) int8, 1 = selected. Patches: () or (N,) int64, the corner's number.
 
         `state` is handed back and `episode_start` is not looked at: they are there for Stable-Baselines3's
-        `evaluate_policy`, and no agent here has a memory. `deterministic`: the top cells instead of a draw.
+        `evaluate_policy`, and no agent here has a memory. `deterministic`: the top cells, or the best patch, and
+        not a draw.
         """
         scores = self._scores(self._images(observation))
-        cells = top_cells(scores, self.spec.cells) if deterministic else self._sample(scores)
-        actions: npt.NDArray[np.int8] = cells.flatten(1).to(torch.int8).cpu().numpy()
+        actions = as_actions(self._best(scores) if deterministic else self._sample(scores))
         return (actions[0] if observation.ndim == 3 else actions), state
+
+    def _best(self, scores: Tensor) -> Tensor:
+        return top_cells(scores, self.spec.cells)
 
     def _scores(self, images: Tensor) -> Tensor:
         network = self.averaged.module.eval()
@@ -199,7 +218,7 @@ class MaskAgent(ABC):
         about = state["about"]
         try:
             c, h, w = about["image_shape"]
-            spec = GridSpec((c, h, w), about["grid"], about["cells"])
+            spec = GridSpec((c, h, w), about["grid"], about["cells"], about.get("patch_cells", 0))
             settings, seed, weights = dict(about["settings"]), about["seed"], state["policy"]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} lacks a part of {name}'s file ({error!r}); save the agent again") from None
@@ -259,7 +278,7 @@ class MaskAgent(ABC):
         return extra
 
     def about(self) -> dict[str, Any]:
-        """What was asked for, JSON: the agent's name, its settings, seed, image shape, grid and cells."""
+        """What was asked for, JSON: the agent's name, its settings, seed, image shape, grid, cells and patch."""
         return {
             "agent": type(self).__name__,
             "settings": dataclasses.asdict(self.settings),
@@ -267,7 +286,34 @@ class MaskAgent(ABC):
             "image_shape": list(self.spec.image_shape),
             "grid": self.spec.grid,
             "cells": self.spec.cells,
+            "patch_cells": self.spec.patch_cells,
         }
+
+
+def check_kinds(settings: Any) -> None:
+    """Refuse a field of a settings dataclass whose type is not that of its default."""
+    for field in dataclasses.fields(settings):
+        _check_kind(field.name, getattr(settings, field.name), field.default)
+
+
+def _check_kind(name: str, value: object, default: object) -> None:
+    # bool before int: True is an int to Python, and 1 is no answer to a yes-or-no question.
+    if isinstance(default, bool):
+        good, wanted = isinstance(value, bool), "True or False"
+    elif isinstance(default, int):
+        good, wanted = isinstance(value, int) and not isinstance(value, bool), "an integer"
+    elif isinstance(default, float):
+        good, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    else:
+        good, wanted = isinstance(value, str), "a name"
+    if not good:
+        raise ConfigurationError(f"{name}={value!r} must be {wanted}")
+
+
+def as_actions(chosen: Tensor) -> npt.NDArray[Any]:
+    """Cells (N, g, g) bool → (N, g·g) int8; corners (N,) stay as they are. On the host, as environments take them."""
+    result: npt.NDArray[Any] = (chosen.flatten(1).to(torch.int8) if chosen.ndim == 3 else chosen).cpu().numpy()
+    return result
 
 
 def kind_of(state: Mapping[str, Any]) -> str | None:
@@ -277,7 +323,7 @@ def kind_of(state: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _attach(env: Any) -> tuple[MaskVectorEnv, GridSpec]:
+def _attach(env: Any, kinds: tuple[str, ...]) -> tuple[MaskVectorEnv, GridSpec]:
     inner = env.unwrapped if hasattr(env, "unwrapped") else env
     if isinstance(inner, MaskEnv):
         inner = MaskVectorEnv.over(inner.game)
@@ -287,8 +333,8 @@ def _attach(env: Any) -> tuple[MaskVectorEnv, GridSpec]:
             "gym.make_vec('MaskAug-…-v0', num_envs=N)"
         )
     rule = inner.game.rule
-    if rule.kind != "grid":
+    if rule.kind not in kinds:
         raise ConfigurationError(
-            f"this agent chooses sets of cells; make the environment with action='grid', not {rule.kind!r}"
+            f"this agent plays action={' or '.join(map(repr, kinds))}, not {rule.kind!r}; make the environment so"
         )
-    return inner, GridSpec(inner.game.dataset.shape, rule.grid, rule.cells)
+    return inner, GridSpec(inner.game.dataset.shape, rule.grid, rule.cells, rule.patch_cells)

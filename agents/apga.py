@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.agents import plackett_luce
-from maskaug.agents.agent import GridSpec, MaskAgent
+from maskaug.agents.agent import GridSpec, MaskAgent, as_actions, check_kinds
 from maskaug.agents.networks import GridPolicy
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
@@ -105,8 +105,8 @@ class APGASettings:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ConfigurationError(f"loss={self.loss!r} is unknown; use one of {LOSSES}")
+        check_kinds(self)
         for field in dataclasses.fields(self):
-            _check_kind(field.name, getattr(self, field.name), field.default)
             if field.name in _IDLE[self.loss] and getattr(self, field.name) != field.default:
                 raise ConfigurationError(f"{field.name} does nothing with loss={self.loss!r}; leave it out")
         if not 0 < self.learning_rate < math.inf or not self.max_grad_norm > 0:
@@ -145,11 +145,7 @@ class APGA(MaskAgent):
         device: str | torch.device = "auto",
         **settings: Any,
     ) -> None:
-        known = {field.name for field in dataclasses.fields(APGASettings)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise ConfigurationError(f"unknown setting {', '.join(unknown)}; APGA knows {', '.join(sorted(known))}")
-        super().__init__(env, APGASettings(**settings), seed, device)
+        super().__init__(env, settings, seed, device)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
         self._baseline = 0.0
 
@@ -215,8 +211,7 @@ class APGA(MaskAgent):
         return observation, metrics
 
     def _play(self, env: MaskVectorEnv, cells: Tensor) -> tuple[Any, npt.NDArray[np.float32], Mapping[str, Any]]:
-        actions = cells.flatten(1).to(torch.int8).cpu().numpy()
-        observation, reward, _, _, info = env.step(actions)
+        observation, reward, _, _, info = env.step(as_actions(cells))
         self.num_timesteps += env.num_envs
         return observation, reward, info["final_info"]
 
@@ -277,20 +272,6 @@ class APGA(MaskAgent):
     def _load_learning_state(self, state: Mapping[str, Any]) -> None:
         self.optimiser.load_state_dict(state["optimiser"])
         self._baseline = state["baseline"]
-
-
-def _check_kind(name: str, value: object, default: object) -> None:
-    # bool before int: True is an int to Python, and 1 is no answer to a yes-or-no question.
-    if isinstance(default, bool):
-        good, wanted = isinstance(value, bool), "True or False"
-    elif isinstance(default, int):
-        good, wanted = isinstance(value, int) and not isinstance(value, bool), "an integer"
-    elif isinstance(default, float):
-        good, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-    else:
-        good, wanted = isinstance(value, str), "a name"
-    if not good:
-        raise ConfigurationError(f"{name}={value!r} must be {wanted}")
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:

@@ -410,8 +410,9 @@ def _logistic(
     for strength in settings.strengths:
         model: Any = LogisticRegression(C=strength, class_weight=dict(enumerate(weights)), max_iter=5000)
         model.fit(x, labelled.labels)
-        # The loss that the paper's head is chosen by.
-        loss = -float(held_out @ model.predict_log_proba(x_val)[np.arange(len(x_val)), choice.labels].clip(-700))
+        # The loss that the paper's head is chosen by. Whoever was certain of another class pays 708, not infinity.
+        probability = model.predict_proba(x_val)[np.arange(len(x_val)), choice.labels]
+        loss = -float(held_out @ np.log(np.maximum(probability, np.finfo(np.float64).tiny)))
         if loss < best:
             best, kept, chosen = loss, model, strength
     assert kept is not None
