@@ -156,7 +156,8 @@ class MaskAgent(ABC):
     @torch.no_grad()
     def scores(self, observation: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.float32]:
         """The ranking of the cells: (C, H, W) or (N, C, H, W) uint8 → (N, g, g) float32, higher = rather selected."""
-        result: npt.NDArray[np.float32] = self._scores(self._images(observation)).float().cpu().numpy()
+        scores = self._cell_scores(self._scores(self._images(observation)))
+        result: npt.NDArray[np.float32] = scores.float().cpu().numpy()
         return result
 
     @torch.no_grad()
@@ -178,6 +179,10 @@ class MaskAgent(ABC):
         scores = self._scores(self._images(observation))
         actions = as_actions(self._best(scores) if deterministic else self._sample(scores))
         return (actions[0] if observation.ndim == 3 else actions), state
+
+    def _cell_scores(self, scores: Tensor) -> Tensor:
+        # What the network says, (N, g, g), as scores of cells.
+        return scores
 
     def _best(self, scores: Tensor) -> Tensor:
         return top_cells(scores, self.spec.cells)

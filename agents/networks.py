@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.envs.networks import ConvTrunk
+from maskaug.envs.reconstructors import PaperEncoder
 
 
 class GridPolicy(nn.Module):
@@ -45,4 +46,47 @@ class GridPolicy(nn.Module):
             kernel = maps.new_tensor([1.0, 2.0, 1.0]) / 4
             maps = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
             maps = functional.conv2d(maps, (kernel[:, None] * kernel)[None, None])
+        return maps[:, 0]
+
+
+class QMap(nn.Module):
+    """A fully convolutional Q-map for 36 to 128 pixels: the small judge's trunk and a 1×1 convolution, on a g×g grid.
+
+    Args:
+        in_channels: C of the images.
+        grid: g.
+        width: channels of the first stage, a multiple of 8.
+    """
+
+    def __init__(self, in_channels: int, grid: int, width: int = 16) -> None:
+        super().__init__()
+        self.grid = grid
+        self.trunk = ConvTrunk(in_channels, width)
+        self.head = nn.Conv2d(self.trunk.out_channels, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [0, 1] → (N, g, g)."""
+        maps: Tensor = self.head(self.trunk(2 * images - 1))
+        if maps.shape[-2:] != (self.grid, self.grid):
+            maps = functional.adaptive_avg_pool2d(maps, self.grid)
+        return maps[:, 0]
+
+
+class PaperQMap(nn.Module):
+    """The paper's Q-network (arXiv 2203.13865): its encoder and a 1×1 convolution, 0.66 million parameters.
+
+    A cell has 32×32 pixels: 288×288 pixels are 9×9 cells.
+
+    Args:
+        in_channels: C of the images.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.down = PaperEncoder(in_channels)
+        self.head = nn.Conv2d(self.down.out_channels, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [0, 1] → (N, H/32, W/32)."""
+        maps: Tensor = self.head(self.down(2 * images - 1))
         return maps[:, 0]

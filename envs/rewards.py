@@ -56,7 +56,13 @@ class RewardModel(ABC):
             raise ConfigurationError(
                 "joint=True trains the judge, but no parameter of reward_model requires a gradient; use joint=False"
             )
+        self.lr = lr
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr, fused=True) if trainable else None
+
+    def scale_lr(self, factor: float) -> None:
+        """Learn with `factor` times the learning rate it was made with, from now on; a frozen judge has none."""
+        for group in [] if self.optimiser is None else self.optimiser.param_groups:
+            group["lr"] = factor * self.lr
 
     @property
     @abstractmethod

@@ -318,6 +318,15 @@ def test_logistic_is_scikit_learns_on_standardised_pooled_maps() -> None:
     assert {m: row[m] for m in expected} == pytest.approx(expected)  # type: ignore[literal-required]
 
 
+def test_a_model_that_is_certain_and_wrong_does_not_break_the_choice() -> None:
+    train, val, test = splits(3)
+    assert val.labels is not None
+    liars = dataclasses.replace(val, labels=(val.labels + 1) % 3)
+    settings = dataclasses.replace(QUICK, readouts=("logistic",), strengths=(1e9, 1.0), draws=1)
+    [row] = downstream(ByRow(), train, liars, test, settings)
+    assert row["chosen"] == 1
+
+
 def test_a_channel_that_is_the_same_everywhere_does_no_harm() -> None:
     class WithFlat(Pixels):
         def forward(self, images: Tensor) -> Tensor:

@@ -1,0 +1,377 @@
+"""Intelligent Masking: deep Q-learning for context encoding (Bahrami et al., arXiv 2203.13865, MLMI 2022).
+
+The paper's loop, step by step, and where it stands here:
+
+    1  Q(x, ·), a fully convolutional map over the grid; the action a is random, or its arg max    `_choose`
+    2  x̃ = x with the patch hidden; x̂ = g(x̃)                                the environment (`ReconstructionReward`)
+    3  reward r = reconstruction error of x̂, no gradient to the agent         the environment
+    4  one step of g on the error of the hidden part                          the environment, joint=True
+    5  one step of the agent on (Q(x, a) − r)²                                `_learn`
+
+An episode is one step long, so the reward is the target; there is no next state and no target network.
+
+`mode="default"` plays the same game with what was found to work (benchmarks/results has the figures):
+
+* The environment says the error of every hidden cell, and every one of them is a target, not only their mean.
+* Sets of cells: `area` of the image is hidden, of which Q chooses a share that rises from nothing to `share`; the rest
+  is random. So the reconstructor never sees hard cells alone, and Q sees all of them.
+* Errors are low-passed over neighbouring hidden cells (`low_pass`) and divided by their running mean: the Q-map learns
+  how much harder than usual a place is, whatever the reconstructor has learnt meanwhile.
+* A short replay of image numbers and errors, never frames (`replay`); Huber loss; averaged weights and mirrored views.
+* Actions are drawn with probabilities that rise with Q (`exploration="softmax"`).
+
+`mode="published"` is the paper's: one patch, the squared error of one Q-value, random for the first fifth of the run
+and greedy afterwards, both learning rates × 0.33 at one and at two thirds, no replay. It deviates from the authors'
+code where that is plainly wrong: only whole patches are actions, the reward is a mean over the hidden pixels (both so
+in the environment), reward and Q have one scale, and ties are broken at random (papers.md §2, 1, 2 and 4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maskaug.agents.agent import Callback, GridSpec, MaskAgent, as_actions, check_kinds
+from maskaug.agents.networks import PaperQMap, QMap
+from maskaug.agents.replay import Replay
+from maskaug.envs.environment import MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.masking import patch_count, patch_scores, patch_to_cells, top_cells
+from maskaug.envs.networks import seeded_weights, to_float
+
+LOSSES = ("huber", "squared", "ranking")
+EXPLORATIONS = ("softmax", "epsilon", "published")
+NETWORKS = ("small", "paper")
+TARGETS = ("cells", "patch")
+#: what mode="published" changes; whatever is given beside it is kept.
+PUBLISHED: dict[str, Any] = {
+    "network": "paper", "learning_rate": 1e-3, "decay": True, "max_grad_norm": math.inf, "exploration": "published",
+    "target": "patch", "loss": "squared", "low_pass": False, "replay": 0, "average": 0.0, "mirror": False,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class IntelligentMaskingSettings:
+    """How the agent learns. `mode="published"` sets all but what is given to the paper's values.
+
+    Attributes:
+        mode: "default" or "published"; see the module's text.
+        network: "small", for 36 to 128 pixels, or "paper", whose grid has 32 pixels a cell.
+        width: channels of the small network's first stage, a multiple of 8.
+        learning_rate: of Adam.
+        decay: multiply the agent's and the judge's learning rates by 0.33 after one and two thirds of the run.
+        max_grad_norm: gradients are clipped to this norm.
+        exploration: "softmax", "epsilon" (falls linearly to `epsilon_end` over half of the run) or "published".
+        temperature: of "softmax"; Q is in units of the mean error.
+        epsilon_start: share of random actions at the beginning, "epsilon" only.
+        epsilon_end: and at the end.
+        share: of the hidden cells, how many Q chooses in the end; rises from 0 over the run. Sets of cells only.
+        target: "cells", the error of every hidden cell, or "patch", the reward alone.
+        loss: "huber", "squared", or "ranking": which of two hidden cells of an image has the larger error.
+        low_pass: smooth errors over neighbouring hidden cells.
+        replay: transitions that are remembered; 0 remembers none.
+        replay_updates: updates on remembered transitions for each on new ones.
+        average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
+        mirror: let the network see half of its images mirrored, and average both views when it predicts.
+    """
+
+    mode: str = "default"
+    network: str = "small"
+    width: int = 16
+    learning_rate: float = 2e-3
+    decay: bool = False
+    max_grad_norm: float = 1.0
+    exploration: str = "softmax"
+    temperature: float = 0.5
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.1
+    share: float = 0.5
+    target: str = "cells"
+    loss: str = "huber"
+    low_pass: bool = True
+    replay: int = 2048
+    replay_updates: int = 1
+    average: float = 0.98
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        for name, known in (
+            ("mode", ("default", "published")), ("network", NETWORKS), ("exploration", EXPLORATIONS),
+            ("target", TARGETS), ("loss", LOSSES),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ConfigurationError(f"{name}={getattr(self, name)!r} is unknown; use one of {known}")
+        if not 0 < self.learning_rate < math.inf or not self.max_grad_norm > 0 or not 0 < self.temperature < math.inf:
+            raise ConfigurationError(
+                "learning_rate, temperature and max_grad_norm must be above 0, the first two finite"
+            )
+        for name in ("epsilon_start", "epsilon_end", "share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be a share from 0 to 1")
+        if not 0 <= self.average < 1:
+            raise ConfigurationError(f"average={self.average} must be at least 0 and below 1")
+        if self.width < 8 or self.width % 8:
+            raise ConfigurationError(f"width={self.width} must be a multiple of 8 (GroupNorm has 8 groups)")
+        if self.replay < 0 or self.replay_updates < 1:
+            raise ConfigurationError("replay must be at least 0, and replay_updates at least 1")
+        if self.target == "patch" and (self.mirror or self.low_pass or self.loss == "ranking"):
+            raise ConfigurationError(
+                "target='patch' has one number for each image, at the patch's corner: it goes with mirror=False, "
+                "low_pass=False and loss='huber' or 'squared'"
+            )
+
+
+class IntelligentMasking(MaskAgent):
+    """A Q-map that chooses what a reconstruction network has to fill in; see the module's text for the paper beside it.
+
+    Args:
+        env: a vector environment with objective="reconstruction" and action="patch" or "grid" (or one environment, or
+            a `GridSpec` to predict only). Its `num_envs` is the batch.
+        seed: of first weights, draws, and the environment's first reset.
+        device: where the Q-map lives.
+        **settings: `IntelligentMaskingSettings`' fields.
+    """
+
+    Settings: ClassVar[type[Any]] = IntelligentMaskingSettings
+    action_kinds = ("patch", "grid")
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any] | MaskVectorEnv | GridSpec,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        **settings: Any,
+    ) -> None:
+        preset = PUBLISHED if settings.get("mode") == "published" else {}
+        super().__init__(env, {**preset, **settings}, seed, device)
+        if self.settings.target == "patch" and not self.spec.patch_cells:
+            raise ConfigurationError("target='patch' (mode='published') needs an environment with action='patch'")
+        # Ties must not lean to the first corner, and one image must always have one best patch.
+        self._tie_breaker = 1e-6 * torch.rand(self.spec.grid, self.spec.grid, generator=self.generator)
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
+        #: the run's length in timesteps: exploration and learning rates follow it. Set by the first `learn`.
+        self.horizon = 0
+        self._scale = 0.0
+        self._replay = Replay(self.settings.replay, self.spec.grid, self.spec.patch_cells)
+
+    def _make_policy(self) -> nn.Module:
+        channels, height, width = self.spec.image_shape
+        grid = self.spec.grid
+        with seeded_weights(self.seed):
+            if self.settings.network == "small":
+                return QMap(channels, grid, self.settings.width)
+            if (height, width) != (32 * grid, 32 * grid):
+                raise ConfigurationError(
+                    f"network='paper' has cells of 32 pixels, so a grid of {grid} needs images of {32 * grid}, not "
+                    f"{height}×{width} (the paper: grid=9 with image_size=288); or use network='small'"
+                )
+            return PaperQMap(channels)
+
+    def check_env(self, env: MaskVectorEnv) -> None:
+        """See `MaskAgent.check_env`."""
+        if env.game.objective != "reconstruction":
+            raise ConfigurationError(
+                f"this agent learns from reconstruction errors; make the environment with objective='reconstruction', "
+                f"not {env.game.objective!r}"
+            )
+
+    def learn(self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False) -> Self:
+        """See `MaskAgent.learn`. The first call sets the run's length; later ones go on as at its end."""
+        if self.horizon == 0:
+            self.horizon = self.num_timesteps + total_timesteps
+        return super().learn(total_timesteps, callback, progress_bar)
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is over, 0 to 1."""
+        return min(1.0, self.num_timesteps / self.horizon) if self.horizon else 1.0
+
+    # ---- step 1: what to hide ------------------------------------------------------------------------------------
+
+    def _choose(self, q: Tensor) -> Tensor:
+        """Q-map (N, g, g) → actions, drawn as far as the run has come: corners (N,), or cells (N, g, g) bool."""
+        settings, n = self.settings, len(q)
+        # Gumbel noise makes the largest value a draw from the softmax, and the k largest a draw without replacement.
+        noise = -(-torch.rand(q.shape, generator=self.generator).clamp(1e-20).log()).clamp(1e-20).log().to(q.device)
+        rank = q + self._tie_breaker.to(q.device)
+        if settings.exploration == "softmax":
+            rank = q / settings.temperature + noise
+        explore = self._epsilon()
+        if not self.spec.patch_cells:
+            k = self.spec.cells
+            share = settings.share * self.progress * (1 - explore)
+            chosen = top_cells(rank, round(share * k))
+            return top_cells(noise.masked_fill(chosen, math.inf), k)
+        if settings.exploration == "softmax":
+            # The softmax is over patches: its noise must not be averaged over their cells.
+            value = self._corner_values(q) / settings.temperature
+            value = value + noise.flatten(1)[:, : value.shape[1]]
+        else:
+            value = self._corner_values(rank)
+        corners = torch.randint(value.shape[1], (n,), generator=self.generator).to(q.device)
+        random = (torch.rand(n, generator=self.generator) < explore).to(q.device)
+        return torch.where(random, corners, value.argmax(1))
+
+    def _epsilon(self) -> float:
+        settings = self.settings
+        if settings.exploration == "published":
+            return float(self.progress < 0.2)
+        if settings.exploration == "epsilon":
+            fallen = min(1.0, 2 * self.progress)
+            return float(settings.epsilon_start + fallen * (settings.epsilon_end - settings.epsilon_start))
+        return 0.0
+
+    def _corner_values(self, q: Tensor) -> Tensor:
+        """Q-map (N, g, g) → the value of each whole patch, (N, corners)."""
+        if self.settings.target == "cells":
+            return patch_scores(q, self.spec.patch_cells)
+        side = self.spec.grid - self.spec.patch_cells + 1
+        return q[:, :side, :side].flatten(1)
+
+    def _sample(self, scores: Tensor) -> Tensor:
+        return self._choose(scores)
+
+    def _best(self, scores: Tensor) -> Tensor:
+        ranked = scores + self._tie_breaker.to(scores.device)
+        return self._corner_values(ranked).argmax(1) if self.spec.patch_cells else top_cells(ranked, self.spec.cells)
+
+    def _cell_scores(self, scores: Tensor) -> Tensor:
+        if self.settings.target == "cells":
+            return scores
+        # A cell is worth the mean of the patches that hold it.
+        side = self.spec.grid - self.spec.patch_cells + 1
+        corners = torch.arange(patch_count(self.spec.grid, self.spec.patch_cells), device=scores.device)
+        held = patch_to_cells(corners, self.spec.grid, self.spec.patch_cells).flatten(1).to(scores.dtype)
+        return (scores[:, :side, :side].flatten(1) @ held / held.sum(0)).view_as(scores)
+
+    # ---- steps 2 to 5 --------------------------------------------------------------------------------------------
+
+    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8]) -> tuple[Any, dict[str, float]]:
+        self._set_learning_rates(env)
+        images = torch.from_numpy(observation).to(self.device)
+        q = self._q_map(images)
+        actions = self._choose(q.detach())
+        index = env.game.index
+        explore = self._epsilon()
+        following, reward, _, _, info = env.step(as_actions(actions))
+        self.num_timesteps += env.num_envs
+        errors = torch.from_numpy(info["final_info"]["cell_error"])
+        self._scale = float(reward.mean()) if self._scale == 0 else 0.98 * self._scale + 0.02 * float(reward.mean())
+        loss, agreement = self._learn(q, errors.to(self.device))
+        if self.settings.replay:
+            corners = actions.cpu().numpy() if self.spec.patch_cells else index
+            self._replay.add(index, errors.numpy(), corners)
+            for _ in range(self.settings.replay_updates):
+                again, remembered = self._replay.sample(env.num_envs, self.generator)
+                frames = torch.from_numpy(env.dataset.images[again]).to(self.device)
+                self._learn(self._q_map(frames), remembered.to(self.device))
+        metrics = {
+            "rollout/ep_rew_mean": float(reward.mean()),
+            "rollout/random": explore,
+            "train/loss": loss,
+            "train/correlation": agreement,
+        }
+        if env.game.joint:
+            metrics["train/judge_loss"] = env.game.judge_loss
+        return following, metrics
+
+    def _q_map(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 → Q-map (N, g, g), in units of the mean error; mirrored views are mirrored back."""
+        as_float = to_float(images)
+        if not self.settings.mirror:
+            result: Tensor = self.policy(as_float)
+            return result
+        flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None]
+        q = self.policy(torch.where(flip[:, None], as_float.flip(-1), as_float))
+        return torch.where(flip, q.flip(-1), q)
+
+    def _learn(self, q: Tensor, errors: Tensor) -> tuple[float, float]:
+        """One step towards the errors (N, g, g), NaN where nothing was hidden; returns (loss, correlation)."""
+        settings = self.settings
+        seen = errors.isfinite()
+        target = torch.where(seen, errors, 0) / max(self._scale, 1e-12)
+        if settings.target == "patch":
+            # The reward is the mean of the errors, and Q's number for it stands at the patch's corner.
+            count = seen.flatten(1).sum(1)[:, None, None].clamp(min=1)
+            corner = seen & (seen.cumsum(1).cumsum(2) == 1)
+            target = torch.where(corner, target.sum((1, 2), keepdim=True) / count, 0)
+            seen = corner
+        elif settings.low_pass:
+            target = low_passed(target, seen)
+        weight = seen / seen.sum()
+        if settings.loss == "ranking":
+            loss = ranking_loss(q, target, seen)
+        elif settings.loss == "huber":
+            loss = (functional.huber_loss(q, target, reduction="none") * weight).sum()
+        else:
+            loss = ((q - target).square() * weight).sum()
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if settings.max_grad_norm < math.inf:
+            nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
+        self.optimiser.step()
+        with torch.no_grad():
+            pair = torch.stack([x - (x * weight).sum() for x in (q, target)])
+            cross = (pair[0] * pair[1] * weight).sum() / (pair.square() * weight).sum((1, 2, 3)).prod().sqrt()
+            value, agreement = torch.stack([loss.detach(), cross]).tolist()
+        return value, agreement
+
+    def _set_learning_rates(self, env: MaskVectorEnv) -> None:
+        if not self.settings.decay:
+            return
+        factor = 0.33 ** min(2, int(3 * self.progress))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+        env.game.reward_model.scale_lr(factor)
+
+    # ---- keeping -------------------------------------------------------------------------------------------------
+
+    def _learning_state(self) -> dict[str, Any]:
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "scale": self._scale,
+            "horizon": self.horizon,
+            "replay": self._replay.state(),
+        }
+
+    def _load_learning_state(self, state: Mapping[str, Any]) -> None:
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._scale, self.horizon = state["scale"], state["horizon"]
+        self._replay.load_state(state["replay"])
+
+
+def low_passed(values: Tensor, seen: Tensor) -> Tensor:
+    """Smooth (N, g, g) with a 3×3 binomial kernel over the cells that are `seen` (N, g, g) bool; 0 elsewhere.
+
+    >>> low_passed(torch.tensor([[[1.0, 0.0], [4.0, 0.0]]]), torch.tensor([[[True, False], [True, False]]]))
+    tensor([[[2., 0.],
+             [3., 0.]]])
+    """
+    side = values.new_tensor([1.0, 2.0, 1.0])
+    kernel = (side[:, None] * side)[None, None]
+    weight = seen.to(values.dtype)
+    total, count = (functional.conv2d(x[:, None], kernel, padding=1)[:, 0] for x in (values * weight, weight))
+    return torch.where(seen, total / count.clamp(min=1), 0)
+
+
+def ranking_loss(q: Tensor, target: Tensor, seen: Tensor) -> Tensor:
+    """Which of two cells has the larger target? Logistic loss over all pairs of seen cells of an image, (N, g, g) each.
+
+    Pairs weigh what their targets differ by. After HPM (Wang et al., CVPR 2023), which ranks patches by predicted loss.
+    """
+    q, target, known = q.flatten(1), target.flatten(1), seen.flatten(1)
+    difference = target[:, :, None] - target[:, None, :]
+    weight = difference.clamp(min=0) * (known[:, :, None] & known[:, None, :])
+    losses = functional.softplus(q[:, None, :] - q[:, :, None])
+    return (losses * weight).sum() / weight.sum().clamp(min=1e-12)
