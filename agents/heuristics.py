@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskaug.agents.agent import GridSpec
+from maskaug.agents.agent import GridSpec, as_actions
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.masking import mask_to_cells, top_cells
+from maskaug.envs.masking import mask_to_cells, patch_count, patch_scores, top_cells
 from maskaug.envs.networks import to_float
 
 Scores = npt.NDArray[np.float32]
@@ -25,7 +25,7 @@ class Heuristic(ABC):
     """A ranking of cells without learning.
 
     Args:
-        spec: image shape, grid, and number of cells of a mask.
+        spec: image shape, grid, and number of cells of a mask, or side of a patch.
     """
 
     def __init__(self, spec: GridSpec) -> None:
@@ -41,18 +41,22 @@ class Heuristic(ABC):
         state: tuple[npt.NDArray[Any], ...] | None = None,
         episode_start: npt.NDArray[np.bool_] | None = None,
         deterministic: bool = False,
-    ) -> tuple[npt.NDArray[np.int8], tuple[npt.NDArray[Any], ...] | None]:
-        """The top cells as actions, (N, g·g) or (g·g,) int8. `deterministic` changes nothing but for random masks."""
-        cells = top_cells(torch.from_numpy(self.scores(observation)), self.spec.cells)
-        actions: npt.NDArray[np.int8] = cells.flatten(1).to(torch.int8).numpy()
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """The top cells, (N, g·g) or (g·g,) int8, or the best patch, (N,) or () int64; there is no chance in it."""
+        actions = as_actions(self._best(torch.from_numpy(self.scores(observation))))
         return (actions[0] if observation.ndim == 3 else actions), state
+
+    def _best(self, scores: Tensor) -> Tensor:
+        if self.spec.patch_cells:
+            return patch_scores(scores, self.spec.patch_cells).argmax(1)
+        return top_cells(scores, self.spec.cells)
 
     def _batch(self, observation: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return observation[None] if observation.ndim == 3 else observation
 
 
 class RandomMasks(Heuristic):
-    """Every set of cells of the right size is equally likely.
+    """Every set of cells of the right size, or every patch, is equally likely.
 
     Args:
         spec: see `Heuristic`.
@@ -67,6 +71,13 @@ class RandomMasks(Heuristic):
         """See `Heuristic.scores`."""
         n = len(self._batch(observation))
         return self._rng.random((n, self.spec.grid, self.spec.grid), np.float32)
+
+    def _best(self, scores: Tensor) -> Tensor:
+        if not self.spec.patch_cells:
+            return super()._best(scores)
+        # The best mean of random cells would lie at the border too often: patches there have fewer rivals.
+        count = patch_count(self.spec.grid, self.spec.patch_cells)
+        return torch.from_numpy(self._rng.integers(0, count, len(scores)))
 
 
 class FixedMask(Heuristic):
@@ -124,3 +135,14 @@ class InputGradient(Heuristic):
             (gradient,) = torch.autograd.grad(chosen.sum(), images)
             parts.append(mask_to_cells((images * gradient).abs().sum(1).detach(), self.spec.grid).cpu())
         return torch.cat(parts).numpy()
+
+
+class LocalVariance(Heuristic):
+    """The variance of each cell's pixels: what looks hard to fill in to somebody who has learnt nothing."""
+
+    def scores(self, observation: npt.NDArray[np.uint8]) -> Scores:
+        """See `Heuristic.scores`; in units of the reconstruction error, pixels in [−1, 1]."""
+        pixels = 2 * to_float(torch.from_numpy(np.array(self._batch(observation))))
+        grid = self.spec.grid
+        mean, square = (mask_to_cells(x.mean(1), grid) for x in (pixels, pixels.square()))
+        return (square - mean.square()).numpy()

@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor, nn

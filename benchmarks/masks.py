@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,16 @@ from maskaug.agents.agent import GridSpec
 from maskaug.agents.heuristics import FixedMask, RandomMasks
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.masking import cells_to_mask, filler, hide, mask_to_cells, retention, top_cells
+from maskaug.envs.masking import (
+    cells_to_mask,
+    filler,
+    hide,
+    mask_to_cells,
+    patch_scores,
+    patch_to_cells,
+    retention,
+    top_cells,
+)
 from maskaug.envs.rewards import RewardModel
 
 #: how often random masks are drawn and masks are swapped; an image's figure is the mean over the draws.
@@ -35,31 +45,66 @@ def control_masks(
         scores: (N, g, g), of all images of `dataset`.
         dataset: held-out images.
         train: the training images, for the mean region.
-        spec: grid and number of cells.
+        spec: grid and number of cells, or side of a patch.
         seed: of random masks and swaps.
 
     Returns:
         "agent"; "swapped", the agent's own masks, each on another image; "random"; "centre"; and where regions are
         known "mean_region", the one mask that the training regions favour, and "ceiling", the best for each image.
     """
-    n, k = len(dataset), spec.cells
+    n = len(dataset)
     if n < 2:
         raise ConfigurationError(f"{dataset.name} has {n} image here; the controls of a mask need at least two")
     rng = np.random.default_rng(seed)
     random = RandomMasks(spec, seed)
-    own = top_cells(torch.from_numpy(scores), k)
+
+    def cells(actions: npt.NDArray[Any]) -> Tensor:
+        chosen = torch.from_numpy(actions)
+        if spec.patch_cells:
+            return patch_to_cells(chosen, spec.grid, spec.patch_cells)
+        return chosen.bool().reshape(n, spec.grid, spec.grid)
+
+    def best(ranking: Any) -> Tensor:
+        scored = torch.from_numpy(np.ascontiguousarray(ranking))
+        if spec.patch_cells:
+            return patch_to_cells(patch_scores(scored, spec.patch_cells).argmax(1), spec.grid, spec.patch_cells)
+        return top_cells(scored, spec.cells)
+
+    own = best(scores)
     masks = {
         "agent": [own],
         "swapped": [own[_derangement(rng, n)] for _ in range(DRAWS)],
-        "random": [top_cells(torch.from_numpy(random.scores(dataset.images)), k) for _ in range(DRAWS)],
-        "centre": [top_cells(torch.from_numpy(FixedMask.centre(spec).scores(dataset.images)), k)],
+        "random": [cells(random.predict(dataset.images)[0]) for _ in range(DRAWS)],
+        "centre": [best(FixedMask.centre(spec).scores(dataset.images))],
     }
     if dataset.regions is not None and train.regions is not None and train.regions.any():
-        fixed = FixedMask.mean_region(spec, train)
-        masks["mean_region"] = [top_cells(torch.from_numpy(fixed.scores(dataset.images)), k)]
-        best = mask_to_cells(torch.from_numpy(np.ascontiguousarray(dataset.regions)), spec.grid)
-        masks["ceiling"] = [top_cells(best, k)]
+        masks["mean_region"] = [best(FixedMask.mean_region(spec, train).scores(dataset.images))]
+        masks["ceiling"] = [best(mask_to_cells(torch.from_numpy(np.ascontiguousarray(dataset.regions)), spec.grid))]
     return masks
+
+
+def hits(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[str, npt.NDArray[np.float64]]:
+    """Name → (M,) whether the middle of each mask lies in the region, for images that have one: the pointing game.
+
+    For patches: the middle of a square says where it points. Averaged over the draws.
+    """
+    if dataset.regions is None or not dataset.regions.any():
+        return {}
+    has = np.flatnonzero(dataset.regions.any(axis=(1, 2)))
+    regions = torch.from_numpy(np.ascontiguousarray(dataset.regions[has]))
+    rows = torch.arange(len(has))
+    result = {}
+    for name, draws in masks.items():
+        found = []
+        for drawn in draws:
+            weight = drawn[has].double() / drawn[has].sum((1, 2))[:, None, None]
+            middles = []
+            for axis, size in ((2, regions.shape[1]), (1, regions.shape[2])):
+                along = (torch.arange(drawn.shape[1]) + 0.5) * size / drawn.shape[1]
+                middles.append((weight.sum(axis) @ along.double()).long().clamp(max=size - 1))
+            found.append(regions[rows, middles[0], middles[1]].double().numpy())
+        result[name] = np.mean(found, axis=0)
+    return result
 
 
 def retentions(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[str, npt.NDArray[np.float64]]:
@@ -105,12 +150,14 @@ class MaskReport:
         retention: name → mean retention; empty without known regions.
         gain: name → mean gain; empty without a judge.
         images: number of images; of those with a region for retention.
+        hit: name → share of images in which the patch's middle lies in the region; empty for sets of cells.
     """
 
     area: float
     retention: dict[str, float]
     gain: dict[str, float]
     images: int
+    hit: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def flat(self, prefix: str) -> dict[str, float]:
         """{"<prefix>.retention.agent": …, "<prefix>.gain.random": …, "<prefix>.area": …}, for results.json."""
@@ -119,16 +166,21 @@ class MaskReport:
             f"{prefix}.images": float(self.images),
             **{f"{prefix}.retention.{name}": value for name, value in self.retention.items()},
             **{f"{prefix}.gain.{name}": value for name, value in self.gain.items()},
+            **{f"{prefix}.hit.{name}": value for name, value in self.hit.items()},
         }
 
     def table(self) -> str:
         """A plain text table for the terminal, the controls under the agent."""
         names = list(self.gain or self.retention)
-        lines = [f"{'mask at ' + format(self.area, '.0%') + ' area':<22}{'region kept':>13}{'judge’s gain':>15}"]
+        pointing = f"{'points at it':>15}" if self.hit else ""
+        lines = [
+            f"{'mask at ' + format(self.area, '.0%') + ' area':<22}{'region kept':>13}{'judge’s gain':>15}{pointing}"
+        ]
         for name in names:
             kept = f"{self.retention[name]:.3f}" if name in self.retention else "–"
             gain = f"{self.gain[name]:+.3f}" if name in self.gain else "–"
-            lines.append(f"{TITLES[name]:<22}{kept:>13}{gain:>15}")
+            hit = f"{self.hit[name]:>15.3f}" if name in self.hit else ""
+            lines.append(f"{TITLES[name]:<22}{kept:>13}{gain:>15}{hit}")
         return "\n".join(lines)
 
 
@@ -156,11 +208,13 @@ def mask_report(
     masks = control_masks(scores, dataset, train, spec, seed)
     kept = retentions(masks, dataset)
     gained = {} if judge is None else gains(masks, dataset, judge, fill, seed)
+    pointed = hits(masks, dataset) if spec.patch_cells else {}
     return MaskReport(
         spec.cells / spec.grid**2,
         {name: float(values.mean()) for name, values in kept.items()},
         {name: float(values.mean()) for name, values in gained.items()},
         len(dataset),
+        {name: float(values.mean()) for name, values in pointed.items()},
     )
 
 
