@@ -101,7 +101,7 @@ class MaskAgent(ABC):
 
     @abstractmethod
     def _sample(self, scores: Tensor) -> Tensor:
-        """Scores (N, g, g) → actions, drawn as in training: cells (N, g, g) bool, or corners (N,) int64."""
+        """What the network says → actions, drawn as in training: cells (N, g, g) bool, or corners (N,) int64."""
 
     @abstractmethod
     def _learning_state(self) -> dict[str, Any]:
@@ -180,8 +180,12 @@ class MaskAgent(ABC):
         actions = as_actions(self._best(scores) if deterministic else self._sample(scores))
         return (actions[0] if observation.ndim == 3 else actions), state
 
+    def _mirrored(self, scores: Tensor) -> Tensor:
+        # What the network says of a mirrored image, put back in place.
+        return scores.flip(-1)
+
     def _cell_scores(self, scores: Tensor) -> Tensor:
-        # What the network says, (N, g, g), as scores of cells.
+        # What the network says, as scores of cells (N, g, g).
         return scores
 
     def _best(self, scores: Tensor) -> Tensor:
@@ -192,7 +196,7 @@ class MaskAgent(ABC):
         scores: Tensor = network(to_float(images))
         if self.settings.mirror:
             # The same picture in a mirror: its scores, mirrored back, are a second opinion.
-            scores = (scores + network(to_float(images.flip(-1))).flip(-1)) / 2
+            scores = (scores + self._mirrored(network(to_float(images.flip(-1))))) / 2
         return scores
 
     def _images(self, observation: npt.NDArray[np.uint8] | Tensor) -> Tensor:

@@ -12,13 +12,15 @@ An episode is one step long, so the reward is the target; there is no next state
 
 `mode="default"` plays the same game with what was found to work (benchmarks/results has the figures):
 
-* The environment says the error of every hidden cell, and every one of them is a target, not only their mean.
+* The environment says the error of every hidden cell, and every one of them is a target, not only their mean. A cell's
+  error depends on where in the patch it lies (its neighbours are hidden too), so Q has one map for each of these roles;
+  the value of a patch is the mean of its cells' values, each in its role.
 * Sets of cells: `area` of the image is hidden, of which Q chooses a share that rises from nothing to `share`; the rest
   is random. So the reconstructor never sees hard cells alone, and Q sees all of them.
-* Errors are low-passed over neighbouring hidden cells (`low_pass`) and divided by their running mean: the Q-map learns
-  how much harder than usual a place is, whatever the reconstructor has learnt meanwhile.
-* A short replay of image numbers and errors, never frames (`replay`); Huber loss; averaged weights and mirrored views.
-* Actions are drawn with probabilities that rise with Q (`exploration="softmax"`).
+* Errors are divided by their running mean, and Q regresses their logarithm (`loss="log"`): it learns how many times
+  harder than usual a place is, whatever the reconstructor has learnt meanwhile, and a few large errors do not decide.
+* A replay of image numbers and errors, never frames (`replay`), with several updates for each on new transitions;
+  averaged weights and mirrored views; learning rate falling to 0 over the second half (`schedule`).
 
 `mode="published"` is the paper's: one patch, the squared error of one Q-value, random for the first fifth of the run
 and greedy afterwards, both learning rates × 0.33 at one and at two thirds, no replay. It deviates from the authors'
@@ -45,17 +47,21 @@ from maskaug.agents.networks import PaperQMap, QMap
 from maskaug.agents.replay import Replay
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.masking import patch_count, patch_scores, patch_to_cells, top_cells
+from maskaug.envs.masking import patch_count, patch_to_cells, top_cells
 from maskaug.envs.networks import seeded_weights, to_float
 
-LOSSES = ("huber", "squared", "ranking")
+LOSSES = ("log", "huber", "squared", "ranking")
+#: what is added to an error, in units of the mean error, before its logarithm is taken.
+FLOOR = 0.01
 EXPLORATIONS = ("softmax", "epsilon", "published")
 NETWORKS = ("small", "paper")
 TARGETS = ("cells", "patch")
+SCHEDULES = ("constant", "linear", "published")
 #: what mode="published" changes; whatever is given beside it is kept.
 PUBLISHED: dict[str, Any] = {
-    "network": "paper", "learning_rate": 1e-3, "decay": True, "max_grad_norm": math.inf, "exploration": "published",
-    "target": "patch", "loss": "squared", "low_pass": False, "replay": 0, "average": 0.0, "mirror": False,
+    "network": "paper", "learning_rate": 1e-3, "schedule": "published", "max_grad_norm": math.inf,
+    "exploration": "published", "target": "patch", "loss": "squared", "low_pass": False, "replay": 0, "average": 0.0,
+    "mirror": False,
 }  # fmt: skip
 
 
@@ -68,18 +74,21 @@ class IntelligentMaskingSettings:
         network: "small", for 36 to 128 pixels, or "paper", whose grid has 32 pixels a cell.
         width: channels of the small network's first stage, a multiple of 8.
         learning_rate: of Adam.
-        decay: multiply the agent's and the judge's learning rates by 0.33 after one and two thirds of the run.
+        schedule: of the learning rate: "constant"; "linear", falling to 0 over the second half of the run; "published",
+            times 0.33 after one and two thirds of the run, the judge's too.
         max_grad_norm: gradients are clipped to this norm.
-        exploration: "softmax", "epsilon" (falls linearly to `epsilon_end` over half of the run) or "published".
-        temperature: of "softmax"; Q is in units of the mean error.
+        exploration: "softmax", "epsilon" (falls linearly to `epsilon_end` over six tenths of the run) or "published".
+        temperature: of "softmax", in units of the mean error.
         epsilon_start: share of random actions at the beginning, "epsilon" only.
         epsilon_end: and at the end.
         share: of the hidden cells, how many Q chooses in the end; rises from 0 over the run. Sets of cells only.
         target: "cells", the error of every hidden cell, or "patch", the reward alone.
-        loss: "huber", "squared", or "ranking": which of two hidden cells of an image has the larger error.
+        loss: "log", the squared difference of logarithms; "huber" or "squared", of the errors themselves; or "ranking":
+            which of two hidden cells of an image has the larger error.
         low_pass: smooth errors over neighbouring hidden cells.
         replay: transitions that are remembered; 0 remembers none.
-        replay_updates: updates on remembered transitions for each on new ones.
+        replay_updates: updates on remembered transitions for each batch of new ones.
+        replay_batch: transitions of each.
         average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
         mirror: let the network see half of its images mirrored, and average both views when it predicts.
     """
@@ -87,27 +96,28 @@ class IntelligentMaskingSettings:
     mode: str = "default"
     network: str = "small"
     width: int = 16
-    learning_rate: float = 2e-3
-    decay: bool = False
+    learning_rate: float = 3e-3
+    schedule: str = "linear"
     max_grad_norm: float = 1.0
-    exploration: str = "softmax"
+    exploration: str = "epsilon"
     temperature: float = 0.5
     epsilon_start: float = 1.0
     epsilon_end: float = 0.1
     share: float = 0.5
     target: str = "cells"
-    loss: str = "huber"
-    low_pass: bool = True
-    replay: int = 2048
-    replay_updates: int = 1
-    average: float = 0.98
+    loss: str = "log"
+    low_pass: bool = False
+    replay: int = 8192
+    replay_updates: int = 4
+    replay_batch: int = 64
+    average: float = 0.99
     mirror: bool = True
 
     def __post_init__(self) -> None:
         check_kinds(self)
         for name, known in (
             ("mode", ("default", "published")), ("network", NETWORKS), ("exploration", EXPLORATIONS),
-            ("target", TARGETS), ("loss", LOSSES),
+            ("target", TARGETS), ("loss", LOSSES), ("schedule", SCHEDULES),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is unknown; use one of {known}")
@@ -122,12 +132,12 @@ class IntelligentMaskingSettings:
             raise ConfigurationError(f"average={self.average} must be at least 0 and below 1")
         if self.width < 8 or self.width % 8:
             raise ConfigurationError(f"width={self.width} must be a multiple of 8 (GroupNorm has 8 groups)")
-        if self.replay < 0 or self.replay_updates < 1:
-            raise ConfigurationError("replay must be at least 0, and replay_updates at least 1")
+        if self.replay < 0 or self.replay_updates < 1 or self.replay_batch < 1:
+            raise ConfigurationError("replay must be at least 0, replay_updates and replay_batch at least 1")
         if self.target == "patch" and (self.mirror or self.low_pass or self.loss == "ranking"):
             raise ConfigurationError(
                 "target='patch' has one number for each image, at the patch's corner: it goes with mirror=False, "
-                "low_pass=False and loss='huber' or 'squared'"
+                "low_pass=False and loss='log', 'huber' or 'squared'"
             )
 
 
@@ -158,7 +168,7 @@ class IntelligentMasking(MaskAgent):
         if self.settings.target == "patch" and not self.spec.patch_cells:
             raise ConfigurationError("target='patch' (mode='published') needs an environment with action='patch'")
         # Ties must not lean to the first corner, and one image must always have one best patch.
-        self._tie_breaker = 1e-6 * torch.rand(self.spec.grid, self.spec.grid, generator=self.generator)
+        self._tie_breaker = 1e-6 * torch.rand(self.spec.grid**2, generator=self.generator)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
         #: the run's length in timesteps: exploration and learning rates follow it. Set by the first `learn`.
         self.horizon = 0
@@ -170,13 +180,18 @@ class IntelligentMasking(MaskAgent):
         grid = self.spec.grid
         with seeded_weights(self.seed):
             if self.settings.network == "small":
-                return QMap(channels, grid, self.settings.width)
+                return QMap(channels, grid, self.settings.width, self._roles)
             if (height, width) != (32 * grid, 32 * grid):
                 raise ConfigurationError(
                     f"network='paper' has cells of 32 pixels, so a grid of {grid} needs images of {32 * grid}, not "
                     f"{height}×{width} (the paper: grid=9 with image_size=288); or use network='small'"
                 )
-            return PaperQMap(channels)
+            return PaperQMap(channels, self._roles)
+
+    @property
+    def _roles(self) -> int:
+        # Of a cell within a patch, row by row.
+        return self.spec.patch_cells**2 if self.spec.patch_cells and self.settings.target == "cells" else 1
 
     def check_env(self, env: MaskVectorEnv) -> None:
         """See `MaskAgent.check_env`."""
@@ -200,82 +215,93 @@ class IntelligentMasking(MaskAgent):
     # ---- step 1: what to hide ------------------------------------------------------------------------------------
 
     def _choose(self, q: Tensor) -> Tensor:
-        """Q-map (N, g, g) → actions, drawn as far as the run has come: corners (N,), or cells (N, g, g) bool."""
+        """Q-maps (N, R, g, g) → actions, drawn as far as the run has come: corners (N,), or cells (N, g, g) bool."""
         settings, n = self.settings, len(q)
+        value = self._values(q)
         # Gumbel noise makes the largest value a draw from the softmax, and the k largest a draw without replacement.
-        noise = -(-torch.rand(q.shape, generator=self.generator).clamp(1e-20).log()).clamp(1e-20).log().to(q.device)
-        rank = q + self._tie_breaker.to(q.device)
-        if settings.exploration == "softmax":
-            rank = q / settings.temperature + noise
+        noise = -(-torch.rand(value.shape, generator=self.generator).clamp(1e-20).log()).clamp(1e-20).log()
+        noise = noise.to(q.device)
+        ranked = value / settings.temperature + noise if settings.exploration == "softmax" else self._untied(value)
         explore = self._epsilon()
-        if not self.spec.patch_cells:
-            k = self.spec.cells
-            share = settings.share * self.progress * (1 - explore)
-            chosen = top_cells(rank, round(share * k))
-            return top_cells(noise.masked_fill(chosen, math.inf), k)
-        if settings.exploration == "softmax":
-            # The softmax is over patches: its noise must not be averaged over their cells.
-            value = self._corner_values(q) / settings.temperature
-            value = value + noise.flatten(1)[:, : value.shape[1]]
-        else:
-            value = self._corner_values(rank)
-        corners = torch.randint(value.shape[1], (n,), generator=self.generator).to(q.device)
-        random = (torch.rand(n, generator=self.generator) < explore).to(q.device)
-        return torch.where(random, corners, value.argmax(1))
+        if self.spec.patch_cells:
+            random = (torch.rand(n, generator=self.generator) < explore).to(q.device)
+            return torch.where(random[:, None], noise, ranked).argmax(1)
+        k = self.spec.cells
+        chosen = top_cells(ranked, round(settings.share * self.progress * (1 - explore) * k))
+        return top_cells(noise.masked_fill(chosen, math.inf), k)
 
     def _epsilon(self) -> float:
         settings = self.settings
         if settings.exploration == "published":
             return float(self.progress < 0.2)
         if settings.exploration == "epsilon":
-            fallen = min(1.0, 2 * self.progress)
+            fallen = min(1.0, self.progress / 0.6)
             return float(settings.epsilon_start + fallen * (settings.epsilon_end - settings.epsilon_start))
         return 0.0
 
-    def _corner_values(self, q: Tensor) -> Tensor:
-        """Q-map (N, g, g) → the value of each whole patch, (N, corners)."""
-        if self.settings.target == "cells":
-            return patch_scores(q, self.spec.patch_cells)
+    def _values(self, q: Tensor) -> Tensor:
+        """Q-maps (N, R, g, g) → the value of each action: patches (N, corners), or cells (N, g, g)."""
+        if self.settings.loss == "log":
+            q = q.exp() - FLOOR
+        if not self.spec.patch_cells:
+            return q[:, 0]
         side = self.spec.grid - self.spec.patch_cells + 1
-        return q[:, :side, :side].flatten(1)
+        windows = [q[:, i, a : a + side, b : b + side] for i, (a, b) in enumerate(self._places())]
+        return torch.stack(windows).mean(0).flatten(1)
+
+    def _places(self) -> list[tuple[int, int]]:
+        # Where in the patch each role lies: (rows, columns) from its corner.
+        side = range(self.spec.patch_cells)
+        return [(a, b) for a in side for b in side][: self._roles]
+
+    def _untied(self, value: Tensor) -> Tensor:
+        return value + self._tie_breaker[: value[0].numel()].view_as(value[0]).to(value.device)
 
     def _sample(self, scores: Tensor) -> Tensor:
         return self._choose(scores)
 
     def _best(self, scores: Tensor) -> Tensor:
-        ranked = scores + self._tie_breaker.to(scores.device)
-        return self._corner_values(ranked).argmax(1) if self.spec.patch_cells else top_cells(ranked, self.spec.cells)
+        ranked = self._untied(self._values(scores))
+        return ranked.argmax(1) if self.spec.patch_cells else top_cells(ranked, self.spec.cells)
+
+    def _mirrored(self, scores: Tensor) -> Tensor:
+        # The left column of a patch is the right one in a mirror.
+        n, roles, g, _ = scores.shape
+        side = math.isqrt(roles)
+        return scores.view(n, side, side, g, g).flip(2, 4).reshape(n, roles, g, g)
 
     def _cell_scores(self, scores: Tensor) -> Tensor:
-        if self.settings.target == "cells":
-            return scores
+        values = self._values(scores)
+        if not self.spec.patch_cells:
+            return values
         # A cell is worth the mean of the patches that hold it.
-        side = self.spec.grid - self.spec.patch_cells + 1
         corners = torch.arange(patch_count(self.spec.grid, self.spec.patch_cells), device=scores.device)
         held = patch_to_cells(corners, self.spec.grid, self.spec.patch_cells).flatten(1).to(scores.dtype)
-        return (scores[:, :side, :side].flatten(1) @ held / held.sum(0)).view_as(scores)
+        return (values @ held / held.sum(0)).view(-1, self.spec.grid, self.spec.grid)
 
     # ---- steps 2 to 5 --------------------------------------------------------------------------------------------
 
     def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8]) -> tuple[Any, dict[str, float]]:
         self._set_learning_rates(env)
         images = torch.from_numpy(observation).to(self.device)
-        q = self._q_map(images)
+        q = self._q_maps(images)
         actions = self._choose(q.detach())
         index = env.game.index
         explore = self._epsilon()
         following, reward, _, _, info = env.step(as_actions(actions))
         self.num_timesteps += env.num_envs
-        errors = torch.from_numpy(info["final_info"]["cell_error"])
-        self._scale = float(reward.mean()) if self._scale == 0 else 0.98 * self._scale + 0.02 * float(reward.mean())
+        mean = float(info["final_info"]["gain"].mean())
+        self._scale = mean if self._scale == 0 else 0.98 * self._scale + 0.02 * mean
+        # In units of the mean error now: what is remembered stays comparable when the reconstructor has learnt more.
+        errors = torch.from_numpy(info["final_info"]["cell_error"] / max(self._scale, 1e-12))
         loss, agreement = self._learn(q, errors.to(self.device))
         if self.settings.replay:
             corners = actions.cpu().numpy() if self.spec.patch_cells else index
             self._replay.add(index, errors.numpy(), corners)
             for _ in range(self.settings.replay_updates):
-                again, remembered = self._replay.sample(env.num_envs, self.generator)
+                again, remembered = self._replay.sample(self.settings.replay_batch, self.generator)
                 frames = torch.from_numpy(env.dataset.images[again]).to(self.device)
-                self._learn(self._q_map(frames), remembered.to(self.device))
+                self._learn(self._q_maps(frames), remembered.to(self.device))
         metrics = {
             "rollout/ep_rew_mean": float(reward.mean()),
             "rollout/random": explore,
@@ -286,32 +312,39 @@ class IntelligentMasking(MaskAgent):
             metrics["train/judge_loss"] = env.game.judge_loss
         return following, metrics
 
-    def _q_map(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 → Q-map (N, g, g), in units of the mean error; mirrored views are mirrored back."""
+    def _q_maps(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 → Q-maps (N, R, g, g), in units of the mean error; those of mirrored views put back."""
         as_float = to_float(images)
         if not self.settings.mirror:
             result: Tensor = self.policy(as_float)
             return result
-        flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None]
-        q = self.policy(torch.where(flip[:, None], as_float.flip(-1), as_float))
-        return torch.where(flip, q.flip(-1), q)
+        flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None, None]
+        q = self.policy(torch.where(flip, as_float.flip(-1), as_float))
+        return torch.where(flip, self._mirrored(q), q)
 
     def _learn(self, q: Tensor, errors: Tensor) -> tuple[float, float]:
-        """One step towards the errors (N, g, g), NaN where nothing was hidden; returns (loss, correlation)."""
+        """One step towards the errors (N, g, g) in units of their mean, NaN where nothing was hidden.
+
+        Returns:
+            (loss, correlation of Q with the target).
+        """
         settings = self.settings
         seen = errors.isfinite()
-        target = torch.where(seen, errors, 0) / max(self._scale, 1e-12)
-        if settings.target == "patch":
-            # The reward is the mean of the errors, and Q's number for it stands at the patch's corner.
-            count = seen.flatten(1).sum(1)[:, None, None].clamp(min=1)
-            corner = seen & (seen.cumsum(1).cumsum(2) == 1)
-            target = torch.where(corner, target.sum((1, 2), keepdim=True) / count, 0)
-            seen = corner
-        elif settings.low_pass:
+        target = torch.where(seen, errors, 0)
+        if settings.low_pass:
             target = low_passed(target, seen)
+        target, seen = target[:, None], seen[:, None]
+        if self.spec.patch_cells:
+            corner = seen & (seen.cumsum(2).cumsum(3) == 1)
+            if settings.target == "patch":
+                # The reward is the mean of the errors, and Q's number for it stands at the patch's corner.
+                target = target.sum((2, 3), keepdim=True) / self.spec.patch_cells**2 * corner
+            seen = torch.cat([corner.roll(place, (2, 3)) for place in self._places()], 1)
+        if settings.loss == "log":
+            target = (target + FLOOR).log()
         weight = seen / seen.sum()
         if settings.loss == "ranking":
-            loss = ranking_loss(q, target, seen)
+            loss = ranking_loss(q, target.expand_as(q), seen)
         elif settings.loss == "huber":
             loss = (functional.huber_loss(q, target, reduction="none") * weight).sum()
         else:
@@ -322,18 +355,20 @@ class IntelligentMasking(MaskAgent):
             nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
         self.optimiser.step()
         with torch.no_grad():
-            pair = torch.stack([x - (x * weight).sum() for x in (q, target)])
-            cross = (pair[0] * pair[1] * weight).sum() / (pair.square() * weight).sum((1, 2, 3)).prod().sqrt()
+            pair = torch.stack([x - (x * weight).sum() for x in (q, target.expand_as(q))])
+            cross = (pair[0] * pair[1] * weight).sum() / (pair.square() * weight).flatten(1).sum(1).prod().sqrt()
             value, agreement = torch.stack([loss.detach(), cross]).tolist()
         return value, agreement
 
     def _set_learning_rates(self, env: MaskVectorEnv) -> None:
-        if not self.settings.decay:
-            return
-        factor = 0.33 ** min(2, int(3 * self.progress))
+        factor = 1.0
+        if self.settings.schedule == "linear":
+            factor = min(1.0, 2 * (1 - self.progress))
+        elif self.settings.schedule == "published":
+            factor = 0.33 ** min(2, int(3 * self.progress))
+            env.game.reward_model.scale_lr(factor)
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * factor
-        env.game.reward_model.scale_lr(factor)
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
@@ -366,7 +401,7 @@ def low_passed(values: Tensor, seen: Tensor) -> Tensor:
 
 
 def ranking_loss(q: Tensor, target: Tensor, seen: Tensor) -> Tensor:
-    """Which of two cells has the larger target? Logistic loss over all pairs of seen cells of an image, (N, g, g) each.
+    """Which of two cells has the larger target? Logistic loss over all pairs of seen cells of an image, (N, …) each.
 
     Pairs weigh what their targets differ by. After HPM (Wang et al., CVPR 2023), which ranks patches by predicted loss.
     """

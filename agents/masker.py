@@ -15,7 +15,7 @@ from maskaug.agents.apga import APGA
 from maskaug.agents.checkpoint import CheckpointError, read_state
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
+from maskaug.envs.masking import cells_for_area, cells_to_mask, patch_to_cells, top_cells
 
 #: every agent whose file `load_masker` and the command line can read.
 AGENTS: dict[str, type[MaskAgent]] = {"APGA": APGA, "IntelligentMasking": IntelligentMasking}
@@ -30,15 +30,17 @@ def load_agent(path: str | os.PathLike[str], env: Any = None, device: str | torc
 
 
 class Masker:
-    """Images in, masks out: the cells that the agent scores highest.
+    """Images in, masks out: the cells that the agent scores highest, or the best patch of one that plays patches.
 
     Args:
         agent: a trained agent.
-        area: the share to select; None takes the area that the agent was trained for.
+        area: the share to select; None takes the area (or the patch) that the agent was trained for. With an area, the
+            masks of an agent that plays patches are sets of cells too.
     """
 
     def __init__(self, agent: MaskAgent, area: float | None = None) -> None:
         self.agent = agent
+        self._patch = area is None and agent.spec.patch_cells > 0
         grid = agent.spec.grid
         if area is not None and not 0 < area < 1:
             raise ConfigurationError(f"area={area!r} must be a share above 0 and below 1")
@@ -56,8 +58,14 @@ class Masker:
 
     def __call__(self, images: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.bool_] | Tensor:
         """(N, C, H, W) or (C, H, W) uint8 → (N, H, W) or (H, W) bool, 1 = selected, of the same kind and device."""
-        scores = torch.from_numpy(self.agent.scores(images))
-        mask = cells_to_mask(top_cells(scores, self.cells), *self.agent.spec.image_shape[1:])
+        spec = self.agent.spec
+        batch = images[None] if images.ndim == 3 else images
+        if self._patch:
+            corners, _ = self.agent.predict(batch, deterministic=True)
+            cells = patch_to_cells(torch.from_numpy(corners), spec.grid, spec.patch_cells)
+        else:
+            cells = top_cells(torch.from_numpy(self.agent.scores(batch)), self.cells)
+        mask = cells_to_mask(cells, *spec.image_shape[1:])
         mask = mask[0] if images.ndim == 3 else mask
         return mask.to(images.device) if isinstance(images, Tensor) else mask.numpy()
 

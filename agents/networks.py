@@ -56,20 +56,21 @@ class QMap(nn.Module):
         in_channels: C of the images.
         grid: g.
         width: channels of the first stage, a multiple of 8.
+        roles: R, maps in the output.
     """
 
-    def __init__(self, in_channels: int, grid: int, width: int = 16) -> None:
+    def __init__(self, in_channels: int, grid: int, width: int = 16, roles: int = 1) -> None:
         super().__init__()
         self.grid = grid
         self.trunk = ConvTrunk(in_channels, width)
-        self.head = nn.Conv2d(self.trunk.out_channels, 1, 1)
+        self.head = nn.Conv2d(self.trunk.out_channels, roles, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) float in [0, 1] → (N, g, g)."""
+        """(N, C, H, W) float in [0, 1] → (N, R, g, g)."""
         maps: Tensor = self.head(self.trunk(2 * images - 1))
         if maps.shape[-2:] != (self.grid, self.grid):
             maps = functional.adaptive_avg_pool2d(maps, self.grid)
-        return maps[:, 0]
+        return maps
 
 
 class PaperQMap(nn.Module):
@@ -79,14 +80,15 @@ class PaperQMap(nn.Module):
 
     Args:
         in_channels: C of the images.
+        roles: R, maps in the output.
     """
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, roles: int = 1) -> None:
         super().__init__()
         self.down = PaperEncoder(in_channels)
-        self.head = nn.Conv2d(self.down.out_channels, 1, 1)
+        self.head = nn.Conv2d(self.down.out_channels, roles, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) float in [0, 1] → (N, H/32, W/32)."""
+        """(N, C, H, W) float in [0, 1] → (N, R, H/32, W/32)."""
         maps: Tensor = self.head(self.down(2 * images - 1))
-        return maps[:, 0]
+        return maps

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from maskaug.agents.agent import MaskAgent
-from maskaug.agents.masker import AGENTS, Masker, load_agent
+from maskaug.agents.masker import AGENTS, load_agent
+from maskaug.benchmarks.downstream import DownstreamSettings, downstream, summarise, table
 from maskaug.benchmarks.masks import MaskReport, mask_report
+from maskaug.benchmarks.pictures import masks_picture
 from maskaug.benchmarks.run import RunFolder, read_config
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import MaskGame, resolve_device
-from maskaug.envs.judges import load_judge, save_judge
+from maskaug.envs.judges import load_encoder, load_judge, make_judge, save_judge
 from maskaug.envs.registration import TABLE
-from maskaug.envs.rendering import mask_row, save_picture, sheet
+from maskaug.envs.rendering import save_picture
 from maskaug.envs.rewards import RewardModel, frozen_reward
 
 MASKER, JUDGE = "masker.safetensors", "judge.safetensors"
@@ -145,7 +146,8 @@ def train(
             last_saved = current.num_timesteps
             current.save_checkpoint(folder.checkpoint_path(current.num_timesteps))
             folder.tidy()
-            folder.image("masks", masks_picture(current, check_set, rows=4, blocks=1), current.num_timesteps)
+            picture = masks_picture(current, check_set, game.reward_model, game.fill, rows=4, blocks=1)
+            folder.image("masks", picture, current.num_timesteps)
             shown = mask_report(all_scores(current, check_set), check_set, train_set, current.spec)
             values = shown.flat(check_set.split)
             folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in values.items()}, csv_row=False)
@@ -159,7 +161,8 @@ def train(
     report = report_on(agent, check_set, train_set, game.reward_model, game.fill)
     results = {"timesteps": float(agent.num_timesteps), **report.flat(check_set.split)}
     folder.results(results)
-    picture = masks_picture(agent, check_set, heading=_heading(agent_name, check_set, report))
+    heading = _heading(agent_name, check_set, report)
+    picture = masks_picture(agent, check_set, game.reward_model, game.fill, heading=heading)
     folder.image("masks", picture, agent.num_timesteps)
     save_picture(str(out / "masks.png"), picture)
     folder.close()
@@ -207,10 +210,53 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
     results = report.flat(split)
     folder = RunFolder(run, asked, resume=True)
     folder.results(results)
-    save_picture(
-        str(run / "masks.png"), masks_picture(agent, dataset, heading=_heading(asked["agent"], dataset, report))
-    )
+    heading = _heading(asked["agent"], dataset, report)
+    picture = masks_picture(agent, dataset, judge, keywords.get("fill", "zero"), heading=heading)
+    save_picture(str(run / "masks.png"), picture)
     say(f"{dataset.name}, {split} split, {report.images} images\n{report.table()}")
+    return results
+
+
+def evaluate_downstream(
+    run: Path, device: str, *, budgets: Sequence[int] = (10, 50, 100), draws: int = 5, say: Print = print
+) -> dict[str, float]:
+    """Read the encoder of a reconstruction run out with few labels, beside the same network without pre-training.
+
+    Labelled images come from the run's training split, those that choose from its validation split, and the score from
+    its test split, whose groups pre-training has not seen. Adds to results.json.
+
+    Args:
+        run: the folder of a finished run with objective="reconstruction".
+        device: where features are computed.
+        budgets: numbers of labels; all of them are read out besides.
+        draws: how often the labels are drawn.
+        say: where lines for people go.
+    """
+    config = read_config(run)
+    asked = config["asked"]
+    keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
+    if keywords.get("split", "train") != "train":
+        raise ConfigurationError(
+            f"{run} was pre-trained on the {keywords['split']} split: there are no images left that it has not seen"
+        )
+    if not (run / JUDGE).is_file():
+        raise ConfigurationError(f"{run} has no {JUDGE}: its training has not ended; continue it with --resume")
+    encoder = load_encoder(run / JUDGE)
+    name, about = load_judge(run / JUDGE)[1]["judge"], load_judge(run / JUDGE)[1]
+    settings = {"width": about["width"]} if "width" in about else {}
+    fresh = make_judge(name, about["in_channels"], None, asked["seed"], **settings)
+    train_set, val, test = (dataset_of(keywords, split) for split in ("train", "val", "test"))
+    reading = DownstreamSettings(budgets=(*budgets, None), draws=draws, seed=asked["seed"])
+    arms = {
+        title: downstream(network, train_set, val, test, reading, device=resolve_device(device))
+        for title, network in (("pre-trained", encoder), ("not pre-trained", fresh.encoder()))  # type: ignore[operator]
+    }
+    results = {
+        **summarise(arms["pre-trained"]),
+        **summarise(arms["not pre-trained"], "downstream.untrained"),
+    }
+    RunFolder(run, asked, resume=True).results(results)
+    say(f"\n{test.name}, test split, {len(test)} images, mean ± SD of {draws} draws\n{table(arms)}")
     return results
 
 
@@ -238,23 +284,6 @@ def all_scores(agent: Any, dataset: ImageDataset, chunk: int = 64) -> npt.NDArra
     """(N, g, g) scores of every image of `dataset`, by anything that has `scores`."""
     parts = [agent.scores(np.array(dataset.images[i : i + chunk])) for i in range(0, len(dataset), chunk)]
     return np.concatenate(parts)
-
-
-def masks_picture(
-    agent: MaskAgent, dataset: ImageDataset, *, rows: int = 4, blocks: int = 2, side: int = 128, heading: str = ""
-) -> npt.NDArray[np.uint8]:
-    """Evenly spaced images (those with a region, where known) as image · region · mask · aiding view: (h, w, 3)."""
-    shown = dataset if dataset.regions is None or not dataset.regions.any() else dataset.with_region()
-    chosen = np.linspace(0, len(shown) - 1, min(rows * blocks, len(shown))).astype(int)
-    masks = Masker(agent)(np.array(shown.images[chosen]))
-    cells = [
-        mask_row(shown.images[i], None if shown.regions is None else shown.regions[i], mask, side)
-        for i, mask in zip(chosen, masks, strict=True)
-    ]
-    per_row = max(1, min(blocks, len(cells)))
-    whole = len(cells) - len(cells) % per_row
-    lines = [list(itertools.chain(*cells[i : i + per_row])) for i in range(0, whole, per_row)]
-    return sheet(lines, ["image", "known region", "mask", "aiding view"] * per_row, heading)
 
 
 def _heading(name: str, dataset: ImageDataset, report: MaskReport) -> str:

@@ -45,6 +45,15 @@ def tint(
     return outline(mixed.astype(np.uint8), mask, colour)
 
 
+def heat(picture: Picture, values: npt.NDArray[np.float32], strength: float = 0.6) -> Picture:
+    """`picture` (S, S, 3) under the map `values` (g, g), dark where it is lowest and yellow where it is highest."""
+    low, high = float(values.min()), float(values.max())
+    level = ((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    large = cv2.resize(level, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    colours = cv2.cvtColor(cv2.applyColorMap(large, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.addWeighted(colours, strength, picture, 1 - strength, 0), np.uint8)
+
+
 def label(picture: Picture, text: str, height: int = 22) -> Picture:
     """`picture` with a line of text below it."""
     strip = Image.new("RGB", (picture.shape[1], height), _PAPER)
@@ -91,9 +100,9 @@ def render_step(game: MaskGame, outcome: Outcome | None, slot: int, side: int = 
     words = "no mask yet"
     if outcome is not None:
         words = f"reward {outcome.reward[slot]:+.3f}   area {outcome.info['area'][slot]:.0%}"
-    assert game.dataset.labels is not None
-    kind = game.dataset.class_names[int(game.dataset.labels[index])]
-    return label(np.concatenate(panels, axis=1), f"{kind}   {words}")
+    labels = game.dataset.labels
+    kind = "" if labels is None else f"{game.dataset.class_names[int(labels[index])]}   "
+    return label(np.concatenate(panels, axis=1), f"{kind}{words}")
 
 
 def save_picture(path: str, picture: Picture) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ class EnvOptions:
         image_size: height and width in pixels.
         channels: 1 or 3.
         objective: what a mask earns.
+        action: grid or patch.
         grid: cells along each side.
         patch_cells: side of a patch in cells; for agents that play patches.
         area: share of the image to select.
@@ -31,7 +32,7 @@ class EnvOptions:
         joint: whether the judge learns along.
         judge_lr: the judge's learning rate.
         judge_batch: images in an update of the judge.
-        reward_model: the judge: "small", or a .safetensors file from `maskaug pretrain`.
+        reward_model: the judge: "small", "context_encoder" (reconstruction), or a .safetensors file.
         only_class: play the images of this class only.
         repeat: tries on each image.
         kind: synthetic data: radiograph, ultrasound or mr.
@@ -47,6 +48,7 @@ class EnvOptions:
     image_size: int | None = None
     channels: int | None = None
     objective: str | None = None
+    action: str | None = None
     grid: int | None = None
     patch_cells: int | None = None
     area: float | None = None
@@ -67,7 +69,7 @@ class EnvOptions:
 
     def given(self) -> dict[str, Any]:
         """The keywords that were given."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return _given(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,53 @@ class APGAOptions:
     baseline_decay: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class IntelligentMaskingOptions:
+    """Settings of Intelligent Masking; what is left out takes its default (see `IntelligentMaskingSettings`).
+
+    Attributes:
+        mode: default, or published for the paper's own.
+        network: small or paper.
+        width: channels of the small network's first stage.
+        learning_rate: of Adam.
+        schedule: of the learning rate: constant, linear or published.
+        max_grad_norm: gradients are clipped to this norm.
+        exploration: softmax, epsilon or published.
+        temperature: of softmax.
+        epsilon_start: share of random actions at the beginning (epsilon only).
+        epsilon_end: and at the end (epsilon only).
+        share: of the hidden cells, how many Q chooses in the end (action grid only).
+        target: cells or patch.
+        loss: huber, squared or ranking.
+        low_pass: smooth errors over neighbouring hidden cells.
+        replay: transitions that are remembered.
+        replay_updates: updates on them for each batch of new ones.
+        replay_batch: transitions of each.
+        average: decay of the averaged weights.
+        mirror: mirrored views.
+    """
+
+    mode: str | None = None
+    network: str | None = None
+    width: int | None = None
+    learning_rate: float | None = None
+    schedule: str | None = None
+    max_grad_norm: float | None = None
+    exploration: str | None = None
+    temperature: float | None = None
+    epsilon_start: float | None = None
+    epsilon_end: float | None = None
+    share: float | None = None
+    target: str | None = None
+    loss: str | None = None
+    low_pass: bool | None = None
+    replay: int | None = None
+    replay_updates: int | None = None
+    replay_batch: int | None = None
+    average: float | None = None
+    mirror: bool | None = None
+
+
 def train_apga(
     out: Path,
     env_id: str = "MaskAug-Synthetic-v0",
@@ -135,25 +184,84 @@ def train_apga(
     """
     from maskaug.benchmarks.training import train
 
-    settings = {k: v for k, v in dataclasses.asdict(agent).items() if v is not None}
+    settings = _given(agent)
     train(
         "APGA", env_id, out=out, total_timesteps=total_timesteps, num_envs=num_envs, seed=seed, device=device,
-        env={**apga_play(settings.get("loss", "reinforce")), **env.given()}, settings=settings,
+        env={**apga_play(settings), **env.given()}, settings=settings,
         checkpoint_every=checkpoint_every, resume=resume, progress_bar=sys.stderr.isatty(),
     )  # fmt: skip
 
 
-def apga_play(loss: str) -> dict[str, Any]:
+def train_intelligent_masking(
+    out: Path,
+    env_id: str = "MaskAug-BUSI-v0",
+    total_timesteps: int = 25_600,
+    num_envs: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint_every: int = 6_400,
+    resume: bool = False,
+    env: EnvOptions = EnvOptions(),
+    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
+) -> None:
+    """Train Intelligent Masking: a Q-map that chooses what a reconstruction network has to fill in, and that network.
+
+    It hides half of an 8×8 grid; with --agent.mode published one patch of 2×2 cells of a 9×9 grid at 288×288 pixels,
+    with the paper's networks and batches of 16. --env.… and --agent.… change each of these.
+
+    Args:
+        out: the run's folder.
+        env_id: a registered id; `maskaug envs` lists them.
+        total_timesteps: masks to be judged in all: the run's length, which exploration and learning rates follow.
+        num_envs: images a batch; 32, or 16 as published.
+        seed: of everything that is drawn.
+        device: auto, cpu, cuda, …
+        checkpoint_every: timesteps between checkpoints.
+        resume: continue the run in --out.
+        env: the environment.
+        agent: the agent.
+    """
+    from maskaug.benchmarks.training import train
+
+    settings = _given(agent)
+    published = settings.get("mode") == "published"
+    train(
+        "IntelligentMasking", env_id, out=out, total_timesteps=total_timesteps,
+        num_envs=(16 if published else 32) if num_envs is None else num_envs, seed=seed, device=device,
+        env={**intelligent_masking_play(settings, env.given()), **env.given()}, settings=settings,
+        checkpoint_every=checkpoint_every, resume=resume, progress_bar=sys.stderr.isatty(),
+    )  # fmt: skip
+
+
+def _given(options: Any) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
+
+
+def apga_play(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The environment's keywords that APGA plays best with; the published loss plays the paper's game."""
-    if loss == "published":
-        return {"action": "grid", "repeat": 1, "fill": "zero"}
-    return {"action": "grid", "repeat": 4, "fill": "blur"}
+    if settings.get("loss") == "published":
+        return {"objective": "adversarial", "action": "grid", "repeat": 1, "fill": "zero"}
+    return {"objective": "adversarial", "action": "grid", "repeat": 4, "fill": "blur"}
+
+
+def intelligent_masking_play(settings: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment's keywords that Intelligent Masking plays best with; as published, those of the paper."""
+    if settings.get("mode") != "published":
+        area = {} if env.get("action") == "patch" else {"area": 0.5}
+        return {"objective": "reconstruction", "action": "grid", **area}
+    play: dict[str, Any] = {"objective": "reconstruction", "action": "patch", "patch_cells": 2}
+    if settings.get("network", "paper") == "paper":
+        play |= {"image_size": 288, "grid": 9, "reward_model": "context_encoder", "judge_batch": 16}
+    return play
 
 
 def evaluate(
     run: Annotated[Path, tyro.conf.Positional],
     split: Split = "test",
     device: str = "auto",
+    downstream: bool = False,
+    budgets: tuple[int, ...] = (10, 50, 100),
+    draws: int = 5,
 ) -> None:
     """Score a trained masker with its controls at the same area; adds to the run's results.json, redraws masks.png.
 
@@ -161,10 +269,18 @@ def evaluate(
         run: the folder of a finished `maskaug train`.
         split: the part to score on.
         device: auto, cpu, cuda, …
+        downstream: read the pre-trained encoder out with few labels too, beside one that was not pre-trained; always on
+            the test split.
+        budgets: numbers of labels; all labels are read out besides.
+        draws: how often the labels are drawn.
     """
     from maskaug.benchmarks.training import evaluate as evaluate_run
 
     evaluate_run(run, split, device)
+    if downstream:
+        from maskaug.benchmarks.training import evaluate_downstream
+
+        evaluate_downstream(run, device, budgets=budgets, draws=draws)
 
 
 def pretrain(
@@ -241,17 +357,94 @@ def bench_retention(
     """
     from maskaug.benchmarks.retention import RetentionSettings, retention
 
-    settings = {k: v for k, v in dataclasses.asdict(agent).items() if v is not None}
-    play = {**apga_play(settings.get("loss", "reinforce")), **env.given()}
+    settings = _given(agent)
+    play = {**apga_play(settings), **env.given()}
     retention(RetentionSettings(env_id, play, judge_updates, total_timesteps, num_envs, settings), seeds, out)
+
+
+def bench_regret(
+    seeds: int = 5,
+    judge_updates: int = 800,
+    total_timesteps: int = 8192,
+    num_envs: int = 32,
+    split: Split = "test",
+    out: Path | None = None,
+    env_id: str = "MaskAug-Synthetic-v0",
+    env: EnvOptions = EnvOptions(kind="ultrasound", n=3000),
+    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
+) -> None:
+    """How near Intelligent Masking comes to the best patch: a frozen reconstructor, every patch of every image judged.
+
+    Args:
+        seeds: how many, from 0; each draws its own images, reconstructor and agent.
+        judge_updates: of the reconstructor on random patches.
+        total_timesteps: patches that the agent has judged.
+        num_envs: images a batch.
+        split: the images that are scored.
+        out: a JSON file for every figure of every seed.
+        env_id: whose images.
+        env: the environment.
+        agent: the agent.
+    """
+    from maskaug.benchmarks.regret import RegretSettings, regret
+
+    settings = RegretSettings(
+        env_id, env.given(), judge_updates, timesteps=total_timesteps, num_envs=num_envs, split=split,
+        agent=_given(agent),
+    )  # fmt: skip
+    regret(settings, seeds, out)
+
+
+def bench_intelligent_masking(
+    env_id: str = "MaskAug-Synthetic-v0",
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    updates: int = 400,
+    batch: int = 32,
+    area: float = 0.5,
+    arms: tuple[str, ...] = ("none", "random", "centre", "mae", "ours", "random_patch", "published"),
+    budgets: tuple[int, ...] = (10, 50, 100),
+    draws: int = 5,
+    out: Path | None = None,
+    device: str = "auto",
+    env: EnvOptions = EnvOptions(),
+    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
+) -> None:
+    """Encoders pre-trained by different masks, read out with few labels: does the learned mask help?
+
+    Args:
+        env_id: whose images; on built-in ones, ultrasound unless --env.kind says otherwise.
+        seeds: each draws or splits the data anew.
+        updates: of every arm's reconstructor.
+        batch: images each.
+        area: share hidden by random cells, centre and Intelligent Masking.
+        arms: which arms.
+        budgets: numbers of labels; all labels are read out besides.
+        draws: how often the labels are drawn.
+        out: a folder for results.json and arms.png.
+        device: auto, cpu, cuda, …
+        env: the environment.
+        agent: settings of Intelligent Masking.
+    """
+    from maskaug.benchmarks.masking_arms import ArmsSettings, intelligent_masking
+
+    given = env.given()
+    if env_id == "MaskAug-Synthetic-v0":
+        given = {"kind": "ultrasound", "n": 3000, **given}
+    settings = ArmsSettings(env_id, given, area, updates, batch, arms, (*budgets, None), draws, agent=_given(agent))
+    intelligent_masking(settings, seeds, out, device)
 
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "envs": envs,
-    "train": {"apga": train_apga},
+    "train": {"apga": train_apga, "intelligent-masking": train_intelligent_masking},
     "evaluate": evaluate,
     "pretrain": pretrain,
-    "bench": {"retention": bench_retention, "throughput": bench_throughput},
+    "bench": {
+        "retention": bench_retention,
+        "throughput": bench_throughput,
+        "regret": bench_regret,
+        "intelligent-masking": bench_intelligent_masking,
+    },
 }
 
 

@@ -99,7 +99,7 @@ def test_train_plays_what_apga_plays_best_unless_told_otherwise(run: Path, tmp_p
     config = json.loads((tmp_path / "p" / "config.json").read_text())
     assert (config["asked"]["env"]["repeat"], config["asked"]["env"]["fill"]) == (1, "mean")
     assert config["resolved"]["settings"]["penalty_none"] == 0.2
-    assert apga_play("reinforce")["repeat"] == 4
+    assert apga_play({})["repeat"] == 4
 
 
 def test_the_id_of_a_patch_game_is_trained_on_as_well(tmp_path: Path) -> None:

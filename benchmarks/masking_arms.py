@@ -1,0 +1,274 @@
+"""Does Intelligent Masking help? Encoders pre-trained by different masks, read out with few labels.
+
+`maskaug bench intelligent-masking`. One seed = one draw (or split by group) of the data and one first set of weights;
+every arm pre-trains the same reconstructor on the training split for the same number of updates of the same size, and
+is read out on the same labelled draws. Equal hidden area: "ours" beside "random" and "centre", "published" beside
+"random_patch"; "mae" hides 75 %, as masked autoencoders do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskaug.agents.agent import GridSpec
+from maskaug.agents.heuristics import FixedMask, LocalVariance, RandomMasks
+from maskaug.agents.intelligent_masking import IntelligentMasking
+from maskaug.benchmarks.downstream import DownstreamSettings, downstream, paired_interval, summarise
+from maskaug.benchmarks.errors import rank_correlation, true_errors
+from maskaug.benchmarks.masks import control_masks, hits, retentions
+from maskaug.benchmarks.pictures import reconstruction_rows
+from maskaug.benchmarks.training import all_scores, dataset_of, env_keywords
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.environment import MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.files import write_json
+from maskaug.envs.judges import make_judge
+from maskaug.envs.masking import cells_to_mask, patch_to_cells
+from maskaug.envs.rendering import Picture, label, save_picture, sheet
+from maskaug.envs.rewards import ReconstructionReward
+
+ARMS = ("none", "random", "centre", "mae", "ours", "random_patch", "published")
+TITLES = {
+    "none": "no pre-training", "random": "random cells", "centre": "centre", "mae": "random cells, 75 %",
+    "ours": "Intelligent Masking", "random_patch": "random patch", "published": "as published",
+}  # fmt: skip
+#: what each learned arm is compared with: random masks of equal area.
+CONTROL = {"ours": "random", "published": "random_patch"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmsSettings:
+    """One setting of the benchmark; every field is written into its results.
+
+    Attributes:
+        env_id: whose images.
+        env: keywords of the environment (data, grid, judge_lr, fill, …).
+        area: share hidden by "random", "centre" and "ours".
+        updates: of the reconstructor, in every arm.
+        batch: images each.
+        arms: of `ARMS`.
+        budgets: numbers of labels; None: all.
+        draws: of labels, for each budget.
+        readouts: "paper", "logistic".
+        agent: settings of "ours".
+    """
+
+    env_id: str
+    env: Mapping[str, Any]
+    area: float = 0.5
+    updates: int = 400
+    batch: int = 32
+    arms: tuple[str, ...] = ARMS
+    budgets: tuple[int | None, ...] = (10, 50, 100, None)
+    draws: int = 5
+    readouts: tuple[str, ...] = ("paper", "logistic")
+    agent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.arms) - set(ARMS))
+        if unknown or not self.arms:
+            raise ConfigurationError(f"arms {', '.join(unknown) or '()'} are unknown; use some of {ARMS}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What one arm left.
+
+    Attributes:
+        judge: the pre-trained reconstructor.
+        masker: what chose the masks; has `scores` and `predict`; None for "none".
+        spec: the game it was chosen in.
+        cpu_s: of its pre-training.
+    """
+
+    judge: ReconstructionReward
+    masker: Any
+    spec: GridSpec
+    cpu_s: float
+
+
+def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "auto") -> Arm:
+    """Pre-train one arm's reconstructor; every arm starts from the same weights and sees the images in one order."""
+    play = {**env_keywords(settings.env_id, settings.env), "objective": "reconstruction"}
+    game: dict[str, Any] = {"action": "grid", "area": 0.75 if arm == "mae" else settings.area}
+    if arm in ("random_patch", "published"):
+        game = {"action": "patch"}
+    judge = make_judge("small", play.get("channels", 1), None, seed)
+    env = MaskVectorEnv(
+        settings.batch,
+        **{**play, **game, "seed": seed, "device": device, "reward_model": judge, "judge_batch": settings.batch},
+    )
+    rule = env.game.rule
+    spec = GridSpec(env.dataset.shape, rule.grid, rule.cells, rule.patch_cells)
+    reward = env.game.reward_model
+    assert isinstance(reward, ReconstructionReward)
+    began = time.process_time()
+    masker: Any = None
+    if arm in ("ours", "published"):
+        own = settings.agent if arm == "ours" else {"mode": "published", "network": "small"}
+        masker = IntelligentMasking(env, seed=seed, device=device, **own)
+        masker.learn(settings.updates * settings.batch)
+    elif arm != "none":
+        masker = FixedMask.centre(spec) if arm == "centre" else RandomMasks(spec, seed)
+        observation, _ = env.reset(seed=seed)
+        for _ in range(settings.updates):
+            observation, *_ = env.step(masker.predict(observation)[0])
+    return Arm(reward, masker, spec, time.process_time() - began)
+
+
+def one_seed(settings: ArmsSettings, seed: int, device: str = "auto") -> tuple[dict[str, float], dict[str, Arm]]:
+    """(flat figures, the arms) of one seed: "<arm>.<read-out>.<budget>.<metric>", and what the learned masks hit."""
+    keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
+    train, val, test = (dataset_of(keywords, split) for split in ("train", "val", "test"))
+    reading = DownstreamSettings(budgets=settings.budgets, draws=settings.draws, readouts=settings.readouts, seed=seed)
+    figures: dict[str, float] = {}
+    arms: dict[str, Arm] = {}
+    for name in settings.arms:
+        arms[name] = arm = pretrain_arm(settings, name, seed, device)
+        encoder = arm.judge.model.encoder()  # type: ignore[operator]
+        figures |= summarise(downstream(encoder, train, val, test, reading, device=arm.judge.device), name)
+        figures[f"{name}.cpu_s"] = arm.cpu_s
+        if name in CONTROL:
+            figures |= {f"{name}.{k}": v for k, v in mask_figures(settings, arm, train, test, seed).items()}
+    return figures, arms
+
+
+def mask_figures(
+    settings: ArmsSettings, arm: Arm, train: ImageDataset, test: ImageDataset, seed: int
+) -> dict[str, float]:
+    """What a learned map knows on held-out images: the error's ranking, and the region at the size of one patch."""
+    scores = all_scores(arm.masker, test)
+    fill = settings.env.get("fill", "zero")
+    errors = true_errors(arm.judge, test, arm.spec, fill, seed=seed)
+    variance = all_scores(LocalVariance(arm.spec), test)
+    side = arm.spec.patch_cells or 2
+    patch = dataclasses.replace(arm.spec, cells=side**2, patch_cells=side)
+    result = {
+        "correlation": float(np.nanmean(rank_correlation(scores, errors))),
+        "correlation.local_variance": float(np.nanmean(rank_correlation(variance, errors))),
+    }
+    masks = control_masks(scores, test, train, patch, seed)
+    for what, values in (("hit", hits(masks, test)), ("retention", retentions(masks, test))):
+        result |= {f"{what}.{name}": float(v.mean()) for name, v in values.items()}
+    return result
+
+
+def intelligent_masking(
+    settings: ArmsSettings,
+    seeds: Sequence[int],
+    out: Path | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """All arms over seeds, with paired 95 % intervals against random masks of equal area and no pre-training.
+
+    Args:
+        settings: what is run.
+        seeds: which.
+        out: a folder for results.json and arms.png (of the last seed).
+        device: where everything runs.
+        say: where lines for people go.
+    """
+    rows: list[dict[str, float]] = []
+    for seed in seeds:
+        began = time.perf_counter()
+        figures, arms = one_seed(settings, seed, device)
+        rows.append(figures)
+        key = _headline(settings)
+        told = "  ".join(f"{name} {figures[f'{name}.{key}']:.3f}" for name in settings.arms)
+        say(f"seed {seed} ({time.perf_counter() - began:.0f} s), {key}: {told}")
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(
+                out / "results.json",
+                {"settings": dataclasses.asdict(settings), "summary": summary_of(rows, settings), "seeds": rows,
+                 "unfinished": len(rows) < len(seeds)},
+            )  # fmt: skip
+    summary = summary_of(rows, settings)
+    say(arms_table(summary, settings, len(rows)))
+    if out is not None:
+        keywords = {**env_keywords(settings.env_id, settings.env), "seed": seeds[-1]}
+        picture = arms_picture(settings, arms, dataset_of(keywords, "test"))
+        save_picture(str(out / "arms.png"), picture)
+        say(f"wrote {out}/")
+    return summary
+
+
+def summary_of(rows: Sequence[Mapping[str, float]], settings: ArmsSettings) -> dict[str, float]:
+    """Mean and SD over seeds of every figure, and each arm's paired differences with their 95 % intervals."""
+    summary: dict[str, float] = {"seeds": float(len(rows))}
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        summary[f"{key}.mean"] = float(np.mean(values))
+        summary[f"{key}.between_seeds"] = float(np.std(values, ddof=1)) if len(rows) > 1 else 0.0
+    if len(rows) < 2:
+        return summary
+    for arm in settings.arms:
+        for other in {"none", "random", CONTROL.get(arm, "none")} & set(settings.arms) - {arm}:
+            for key in (k.removeprefix(f"{arm}.") for k in rows[0] if k.startswith(f"{arm}.")):
+                if f"{other}.{key}" in rows[0] and key.endswith(("accuracy", "f1", "auroc")):
+                    paired = paired_interval([row[f"{arm}.{key}"] - row[f"{other}.{key}"] for row in rows])
+                    for end, value in zip(("mean", "low", "high"), paired, strict=True):
+                        summary[f"{arm}-{other}.{key}.{end}"] = value
+    return summary
+
+
+def arms_table(summary: Mapping[str, float], settings: ArmsSettings, seeds: int) -> str:
+    """A table for the terminal: every arm at every budget, and its difference to random masks of equal area."""
+    lines = []
+    for readout in settings.readouts:
+        for budget in settings.budgets:
+            key = f"{readout}.{budget or 'all'}"
+            lines.append(
+                f"\n{readout}, {budget or 'all'} labels, {settings.updates} updates, {seeds} seeds"
+                f"\n{'':<22}{'accuracy':>16}{'macro-F1':>16}{'macro-AUROC':>16}   accuracy − random of equal area"
+            )
+            for arm in settings.arms:
+                cells = ""
+                for metric in ("accuracy", "f1", "auroc"):
+                    mean, sd = (summary[f"{arm}.{key}.{metric}.{x}"] for x in ("mean", "between_seeds"))
+                    cells += f"{mean:>9.3f} ± {sd:.3f}".rjust(16)
+                other = CONTROL.get(arm, "random")
+                paired = [f"{arm}-{other}.{key}.accuracy.{x}" for x in ("mean", "low", "high")]
+                known = all(name in summary for name in paired)
+                tail = "   {:+.3f} ({:+.3f} … {:+.3f})".format(*(summary[name] for name in paired)) if known else ""
+                lines.append(f"{TITLES[arm]:<22}{cells}{tail}")
+    for arm in (a for a in CONTROL if a in settings.arms):
+        starts = tuple(f"{arm}.{what}" for what in ("correlation", "hit", "retention"))
+        found = {k[len(arm) + 1 : -5]: v for k, v in summary.items() if k.startswith(starts) and k.endswith(".mean")}
+        lines.append(f"\n{TITLES[arm]}: " + "  ".join(f"{k} {v:.3f}" for k, v in found.items()))
+    return "\n".join(lines)
+
+
+def arms_picture(settings: ArmsSettings, arms: Mapping[str, Arm], test: ImageDataset, side: int = 128) -> Picture:
+    """One held-out image per arm: image · Q-map · what was hidden · hidden image · what came back."""
+    shown = test.with_region() if test.regions is not None and test.regions.any() else test
+    one = shown.subset([len(shown) // 2])
+    rows = []
+    for name, arm in arms.items():
+        if arm.masker is None:
+            continue
+        actions = torch.from_numpy(np.asarray(arm.masker.predict(np.array(one.images), deterministic=True)[0]))
+        spec = arm.spec
+        cells = (
+            patch_to_cells(actions, spec.grid, spec.patch_cells)
+            if spec.patch_cells
+            else actions.bool().reshape(-1, spec.grid, spec.grid)
+        )
+        scores = arm.masker.scores(np.array(one.images)) if name in CONTROL else None
+        masks = cells_to_mask(cells, *one.shape[1:])
+        (row,) = reconstruction_rows(one, scores, masks, arm.judge, settings.env.get("fill", "zero"), side)
+        rows.append([label(row[0], TITLES[name]), *(label(panel, "") for panel in row[1:])])
+    return sheet(rows, ["image", "Q-map", "what was hidden", "hidden image", "what came back"])
+
+
+def _headline(settings: ArmsSettings) -> str:
+    budget = 100 if 100 in settings.budgets else settings.budgets[0]
+    return f"{settings.readouts[-1]}.{budget or 'all'}.accuracy"
