@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.agents.agent import Callback, GridSpec, MaskAgent, as_actions, check_kinds
-from maskaug.agents.networks import PaperQMap, QMap
+from maskaug.agents.networks import ImaginingQMap, PaperQMap, QMap
 from maskaug.agents.replay import Replay
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
@@ -54,7 +54,7 @@ LOSSES = ("log", "huber", "squared", "ranking")
 #: what is added to an error, in units of the mean error, before its logarithm is taken.
 FLOOR = 0.01
 EXPLORATIONS = ("softmax", "epsilon", "published")
-NETWORKS = ("small", "paper")
+NETWORKS = ("imagining", "plain", "paper")
 TARGETS = ("cells", "patch")
 SCHEDULES = ("constant", "linear", "published")
 #: what mode="published" changes; whatever is given beside it is kept.
@@ -71,8 +71,9 @@ class IntelligentMaskingSettings:
 
     Attributes:
         mode: "default" or "published"; see the module's text.
-        network: "small", for 36 to 128 pixels, or "paper", whose grid has 32 pixels a cell.
-        width: channels of the small network's first stage, a multiple of 8.
+        network: "imagining" or "plain", for 36 to 128 pixels, or "paper", whose grid has 32 pixels a cell. The first
+            says logarithms, and goes with loss="log" or "ranking".
+        width: channels of the first stage of the first two, a multiple of 8.
         learning_rate: of Adam.
         schedule: of the learning rate: "constant"; "linear", falling to 0 over the second half of the run; "published",
             times 0.33 after one and two thirds of the run, the judge's too.
@@ -86,7 +87,8 @@ class IntelligentMaskingSettings:
         loss: "log", the squared difference of logarithms; "huber" or "squared", of the errors themselves; or "ranking":
             which of two hidden cells of an image has the larger error.
         low_pass: smooth errors over neighbouring hidden cells.
-        replay: transitions that are remembered; 0 remembers none.
+        replay: transitions that are remembered; 0 remembers none; -1 as many as stay true: 8 batches where the
+            reconstructor learns along, 65 536 where it is frozen.
         replay_updates: updates on remembered transitions for each batch of new ones.
         replay_batch: transitions of each.
         average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
@@ -94,7 +96,7 @@ class IntelligentMaskingSettings:
     """
 
     mode: str = "default"
-    network: str = "small"
+    network: str = "imagining"
     width: int = 16
     learning_rate: float = 3e-3
     schedule: str = "linear"
@@ -107,8 +109,8 @@ class IntelligentMaskingSettings:
     target: str = "cells"
     loss: str = "log"
     low_pass: bool = False
-    replay: int = 8192
-    replay_updates: int = 4
+    replay: int = -1
+    replay_updates: int = 2
     replay_batch: int = 64
     average: float = 0.99
     mirror: bool = True
@@ -132,8 +134,13 @@ class IntelligentMaskingSettings:
             raise ConfigurationError(f"average={self.average} must be at least 0 and below 1")
         if self.width < 8 or self.width % 8:
             raise ConfigurationError(f"width={self.width} must be a multiple of 8 (GroupNorm has 8 groups)")
-        if self.replay < 0 or self.replay_updates < 1 or self.replay_batch < 1:
-            raise ConfigurationError("replay must be at least 0, replay_updates and replay_batch at least 1")
+        if self.replay < -1 or self.replay_updates < 1 or self.replay_batch < 1:
+            raise ConfigurationError("replay must be at least 0 (or -1), replay_updates and replay_batch at least 1")
+        if self.network == "imagining" and self.loss not in ("log", "ranking"):
+            raise ConfigurationError(
+                f"network='imagining' says logarithms and goes with loss='log' or 'ranking', not {self.loss!r}; or use "
+                "network='plain'"
+            )
         if self.target == "patch" and (self.mirror or self.low_pass or self.loss == "ranking"):
             raise ConfigurationError(
                 "target='patch' has one number for each image, at the patch's corner: it goes with mirror=False, "
@@ -173,18 +180,22 @@ class IntelligentMasking(MaskAgent):
         #: the run's length in timesteps: exploration and learning rates follow it. Set by the first `learn`.
         self.horizon = 0
         self._scale = 0.0
-        self._replay = Replay(self.settings.replay, self.spec.grid, self.spec.patch_cells)
+        capacity = self.settings.replay
+        if capacity == -1:
+            capacity = 0 if self.env is None else 8 * self.env.num_envs if self.env.game.joint else 65_536
+        self._replay = Replay(capacity, self.spec.grid, self.spec.patch_cells)
 
     def _make_policy(self) -> nn.Module:
         channels, height, width = self.spec.image_shape
         grid = self.spec.grid
         with seeded_weights(self.seed):
-            if self.settings.network == "small":
-                return QMap(channels, grid, self.settings.width, self._roles)
+            if self.settings.network != "paper":
+                network = ImaginingQMap if self.settings.network == "imagining" else QMap
+                return network(channels, grid, self.settings.width, self._roles)
             if (height, width) != (32 * grid, 32 * grid):
                 raise ConfigurationError(
                     f"network='paper' has cells of 32 pixels, so a grid of {grid} needs images of {32 * grid}, not "
-                    f"{height}×{width} (the paper: grid=9 with image_size=288); or use network='small'"
+                    f"{height}×{width} (the paper: grid=9 with image_size=288); or use network='plain'"
                 )
             return PaperQMap(channels, self._roles)
 
@@ -242,7 +253,7 @@ class IntelligentMasking(MaskAgent):
     def _values(self, q: Tensor) -> Tensor:
         """Q-maps (N, R, g, g) → the value of each action: patches (N, corners), or cells (N, g, g)."""
         if self.settings.loss == "log":
-            q = q.exp() - FLOOR
+            q = q.clamp(max=8).exp() - FLOOR
         if not self.spec.patch_cells:
             return q[:, 0]
         side = self.spec.grid - self.spec.patch_cells + 1
@@ -295,7 +306,7 @@ class IntelligentMasking(MaskAgent):
         # In units of the mean error now: what is remembered stays comparable when the reconstructor has learnt more.
         errors = torch.from_numpy(info["final_info"]["cell_error"] / max(self._scale, 1e-12))
         loss, agreement = self._learn(q, errors.to(self.device))
-        if self.settings.replay:
+        if self._replay.capacity:
             corners = actions.cpu().numpy() if self.spec.patch_cells else index
             self._replay.add(index, errors.numpy(), corners)
             for _ in range(self.settings.replay_updates):

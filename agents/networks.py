@@ -50,7 +50,7 @@ class GridPolicy(nn.Module):
 
 
 class QMap(nn.Module):
-    """A fully convolutional Q-map for 36 to 128 pixels: the small judge's trunk and a 1×1 convolution, on a g×g grid.
+    """A plain fully convolutional Q-map for 36 to 128 pixels: the small judge's trunk and a 1×1 convolution.
 
     Args:
         in_channels: C of the images.
@@ -71,6 +71,47 @@ class QMap(nn.Module):
         if maps.shape[-2:] != (self.grid, self.grid):
             maps = functional.adaptive_avg_pool2d(maps, self.grid)
         return maps
+
+
+class ImaginingQMap(nn.Module):
+    """A Q-map shaped like what it predicts, for 36 to 128 pixels: the error of a guess.
+
+    The trunk imagines h, what a reconstructor would put into each cell, as 2×2 values for each role; Q is the logarithm
+    of a · mean over the cell of (x − h)² + b, with a and b > 0 from the trunk as well. The image itself says how far a
+    smooth guess is off; the network has to learn only what is guessed.
+
+    Args:
+        in_channels: C of the images.
+        grid: g.
+        width: channels of the first stage, a multiple of 8.
+        roles: R, maps in the output.
+    """
+
+    def __init__(self, in_channels: int, grid: int, width: int = 16, roles: int = 1) -> None:
+        super().__init__()
+        self.grid, self.roles = grid, roles
+        self.trunk = ConvTrunk(in_channels, width)
+        self.guess = nn.Conv2d(self.trunk.out_channels, 4 * roles, 3, padding=1)
+        self.scales = nn.Conv2d(self.trunk.out_channels, 2 * roles, 1)
+        nn.init.zeros_(self.scales.weight)
+        nn.init.zeros_(self.scales.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [0, 1] → (N, R, g, g), logarithms."""
+        x = 2 * images - 1
+        maps = self.trunk(x)
+        if maps.shape[-2:] != (self.grid, self.grid):
+            maps = functional.adaptive_avg_pool2d(maps, self.grid)
+        guess = functional.pixel_shuffle(self.guess(maps), 2)
+        size = x.shape[-2:]
+        guess = functional.interpolate(guess, size, mode="bilinear", align_corners=False)
+        # Against the mean of the channels: nearly all images here are grey.
+        error = (x.mean(1, keepdim=True) - guess).square()
+        error = functional.avg_pool2d(error, (size[0] // self.grid, size[1] // self.grid))
+        a, b = functional.softplus(self.scales(maps)).chunk(2, 1)
+        # 10, .1 and .01: so that the first answers are near those of an untrained reconstructor, and never log 0.
+        result: Tensor = (10 * a * error + 0.1 * b + 0.01).log()
+        return result
 
 
 class PaperQMap(nn.Module):

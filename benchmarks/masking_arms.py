@@ -3,7 +3,8 @@
 `maskaug bench intelligent-masking`. One seed = one draw (or split by group) of the data and one first set of weights;
 every arm pre-trains the same reconstructor on the training split for the same number of updates of the same size, and
 is read out on the same labelled draws. Equal hidden area: "ours" beside "random" and "centre", "published" beside
-"random_patch"; "mae" hides 75 %, as masked autoencoders do.
+"random_patch", the last two in the paper's own game; "mae" hides 75 %, as masked autoencoders do. "autoencoder" hides
+nothing and reconstructs what it sees: if it does as well, it was not the hiding that helped.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
 from maskaug.envs.judges import make_judge
 from maskaug.envs.masking import cells_to_mask, patch_to_cells
+from maskaug.envs.reconstructors import reestimate_statistics
 from maskaug.envs.rendering import Picture, label, save_picture, sheet
 from maskaug.envs.rewards import ReconstructionReward
 
-ARMS = ("none", "random", "centre", "mae", "ours", "random_patch", "published")
+ARMS = ("none", "autoencoder", "random", "centre", "mae", "ours", "random_patch", "published")
 TITLES = {
-    "none": "no pre-training", "random": "random cells", "centre": "centre", "mae": "random cells, 75 %",
+    "none": "no pre-training", "autoencoder": "nothing hidden", "random": "random cells", "centre": "centre",
+    "mae": "random cells, 75 %",
     "ours": "Intelligent Masking", "random_patch": "random patch", "published": "as published",
 }  # fmt: skip
 #: what each learned arm is compared with: random masks of equal area.
@@ -98,8 +101,10 @@ def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "aut
     """Pre-train one arm's reconstructor; every arm starts from the same weights and sees the images in one order."""
     play = {**env_keywords(settings.env_id, settings.env), "objective": "reconstruction"}
     game: dict[str, Any] = {"action": "grid", "area": 0.75 if arm == "mae" else settings.area}
+    if arm == "autoencoder":
+        game["visible_weight"] = 1.0
     if arm in ("random_patch", "published"):
-        game = {"action": "patch"}
+        game = {"action": "patch", "fill": "zero", "visible_weight": None, "judge_lr": None}
     judge = make_judge("small", play.get("channels", 1), None, seed)
     env = MaskVectorEnv(
         settings.batch,
@@ -112,9 +117,13 @@ def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "aut
     began = time.process_time()
     masker: Any = None
     if arm in ("ours", "published"):
-        own = settings.agent if arm == "ours" else {"mode": "published", "network": "small"}
+        own = settings.agent if arm == "ours" else {"mode": "published", "network": "plain"}
         masker = IntelligentMasking(env, seed=seed, device=device, **own)
         masker.learn(settings.updates * settings.batch)
+    elif arm == "autoencoder":
+        env.reset(seed=seed)
+        for _ in range(settings.updates):
+            env.step(np.zeros((settings.batch, rule.grid**2), np.int8))
     elif arm != "none":
         masker = FixedMask.centre(spec) if arm == "centre" else RandomMasks(spec, seed)
         observation, _ = env.reset(seed=seed)
@@ -133,6 +142,8 @@ def one_seed(settings: ArmsSettings, seed: int, device: str = "auto") -> tuple[d
     for name in settings.arms:
         arms[name] = arm = pretrain_arm(settings, name, seed, device)
         encoder = arm.judge.model.encoder()  # type: ignore[operator]
+        # What training saw has hidden parts; so that "none" has statistics at all, too.
+        reestimate_statistics(encoder, train.images)
         figures |= summarise(downstream(encoder, train, val, test, reading, device=arm.judge.device), name)
         figures[f"{name}.cpu_s"] = arm.cpu_s
         if name in CONTROL:

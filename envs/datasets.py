@@ -174,7 +174,7 @@ class DatasetSpec:
 
 
 _REGISTRY: dict[str, DatasetSpec] = {
-    "synthetic": DatasetSpec(None, "", "radiograph", frozenset({"kind", "difficulty", "n"})),
+    "synthetic": DatasetSpec(None, "", "radiograph", frozenset({"kind", "difficulty", "task", "n"})),
     "busi": DatasetSpec(
         "maskaug.envs.busi:load_busi", "Dataset_BUSI_with_GT", "ultrasound", frozenset({"variant", "task", "classes"})
     ),
@@ -240,7 +240,8 @@ def load_dataset(
         image_size: height and width in pixels.
         channels: 1 (grey) or 3 (grey, repeated).
         seed: of the split, of synthetic images, and of random crops.
-        **options: the data set's own (`kind`, `difficulty`, `n` for synthetic; `variant`, `task`, `classes` for busi).
+        **options: the data set's own (`kind`, `difficulty`, `task`, `n` for synthetic; `variant`, `task`, `classes` for
+            busi).
 
     Raises:
         DatasetError: the folder is not what was expected.

@@ -82,6 +82,8 @@ class MaskGame:
         reward_model: a name ("small"; for reconstruction also "context_encoder", the paper's), a .safetensors path, or
             a module: (N, C, H, W) float in [0, 1] → logits, or for reconstruction → images of the same shape. A module
             is used as it is, not copied: with joint=True it is trained in place.
+        visible_weight: weight of the visible pixels' error in what a reconstructor learns from, default 0 as in the
+            paper; with joint=True and objective="reconstruction" only. The reward never knows of it.
         only_class: play only the images of this class (its name); None plays all. A classifier must then be frozen: one
             that learned from one class would answer with it always.
         repeat: tries on one image before the next, one episode each.
@@ -110,6 +112,7 @@ class MaskGame:
         judge_lr: float | None = None,
         judge_batch: int | None = None,
         reward_model: str | os.PathLike[str] | nn.Module | None = None,
+        visible_weight: float | None = None,
         only_class: str | None = None,
         repeat: int = 1,
         device: str | torch.device = "auto",
@@ -149,6 +152,13 @@ class MaskGame:
                         f"{own[name]!r}; leave it out"
                     )
         classifies = objective in ClassifierReward.objectives
+        if visible_weight is not None and (classifies or not joint):
+            raise ConfigurationError(
+                "visible_weight is for a reconstructor that learns: use objective='reconstruction' with joint=True, or "
+                "leave it out"
+            )
+        if visible_weight is not None and not (is_number(visible_weight) and visible_weight >= 0):
+            raise ConfigurationError(f"visible_weight={visible_weight!r} must be a finite number of at least 0")
         if classifies and dataset.labels is None:
             raise ConfigurationError(f"{dataset.name} has no labels, and objective={objective!r} needs them")
         if classifies and len(dataset.class_names) < 2:
@@ -175,7 +185,10 @@ class MaskGame:
         else:
             model = resolve_judge(reward_model, dataset.shape, None, seed, joint=joint)
             self.judging = ReconstructionJudging(
-                ReconstructionReward(model, self.device, trainable=joint, lr=lr, batch=self.judge_batch * repeat),
+                ReconstructionReward(
+                    model, self.device, trainable=joint, lr=lr, batch=self.judge_batch * repeat,
+                    visible_weight=visible_weight or 0.0,
+                ),
                 dataset, num_envs, grid, joint,
             )  # fmt: skip
         self._labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels

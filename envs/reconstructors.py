@@ -8,8 +8,12 @@ from __future__ import annotations
 import copy
 from typing import Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from maskaug.envs.networks import to_float
 
 #: channels of the paper's stages, down and up (arXiv 2203.13865; papers.md §2).
 _DOWN = (16, 32, 64, 64, 128, 128)
@@ -39,6 +43,36 @@ class FrozenEncoder(nn.Module):
         """(N, C, H, W) float in [0, 1] → feature maps (N, F, h, w)."""
         maps: Tensor = self.stages(2 * images - 1)
         return maps
+
+
+@torch.no_grad()
+def reestimate_statistics(
+    encoder: FrozenEncoder, images: npt.NDArray[np.uint8], *, most: int = 1024, batch: int = 64
+) -> FrozenEncoder:
+    """Give the encoder's batch norms the statistics of clean images, in place: so far it has seen hidden parts.
+
+    Args:
+        encoder: from a reconstructor's `encoder()`, or `load_encoder`.
+        images: (N, C, H, W) uint8, of the training split; evenly spaced ones where there are more than `most`.
+        most: images that are looked at.
+        batch: images at once.
+    """
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [m.momentum for m in norms]
+    device = next(encoder.parameters()).device
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        nn.Module.train(norm, True)
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).astype(int))
+    # Batches of one size, so that all images weigh the same; the rest of a last, smaller one is left out.
+    size = min(batch, len(chosen))
+    for start in range(0, len(chosen) - size + 1, size):
+        encoder(to_float(torch.from_numpy(np.array(images[chosen[start : start + size]])).to(device)))
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+        nn.Module.train(norm, False)
+    return encoder
 
 
 class Reconstructor(Protocol):
@@ -139,17 +173,18 @@ class ContextEncoder(nn.Module):
         return result
 
 
-def _block(inside: int, outside: int, size: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inside, outside, size, stride, size // 2, bias=False), nn.GroupNorm(8, outside), nn.ReLU(inplace=True)
-    )
+def _block(inside: int, outside: int, size: int, stride: int = 1, *, batch_norm: bool = False) -> nn.Sequential:
+    norm = nn.BatchNorm2d(outside) if batch_norm else nn.GroupNorm(8, outside)
+    return nn.Sequential(nn.Conv2d(inside, outside, size, stride, size // 2, bias=False), norm, nn.ReLU(inplace=True))
 
 
 class SmallContextEncoder(nn.Module):
-    """A small context encoder for 36 to 128 pixels, GroupNorm throughout; sizes are multiples of 8.
+    """A small context encoder for 36 to 128 pixels; sizes are multiples of 8.
 
     Three strided convolutions and one more, a channel-wise 7×7 convolution over the map of H/8 × W/8, and three times
-    up again. No skips: all that the output knows has gone through the part that is kept.
+    up again. No skips: all that the output knows has gone through the part that is kept. That part has batch norm:
+    GroupNorm takes away how bright an image is as a whole, and its features were worth less to every read-out
+    (benchmarks/results); the rest has GroupNorm.
 
     Args:
         in_channels: C of the images.
@@ -164,10 +199,10 @@ class SmallContextEncoder(nn.Module):
         self.in_channels, self.width = in_channels, width
         self.out_channels = 4 * width
         self.down = nn.Sequential(
-            _block(in_channels, width, 5, 2),
-            _block(width, 2 * width, 3, 2),
-            _block(2 * width, 4 * width, 3, 2),
-            _block(4 * width, 4 * width, 3),
+            _block(in_channels, width, 5, 2, batch_norm=True),
+            _block(width, 2 * width, 3, 2, batch_norm=True),
+            _block(2 * width, 4 * width, 3, 2, batch_norm=True),
+            _block(4 * width, 4 * width, 3, batch_norm=True),
         )
         self.bottleneck = nn.Sequential(
             nn.Conv2d(4 * width, 4 * width, 7, padding=3, groups=4 * width, bias=False), _block(4 * width, 4 * width, 1)

@@ -195,15 +195,24 @@ class ReconstructionReward(RewardModel):
         model: images with a part hidden, (N, C, H, W) float in [0, 1] → whole images of the same shape and scale.
         device, trainable, lr: see `RewardModel`.
         batch: masks that one update is made of; gradients of smaller passes are added up.
+        visible_weight: weight, in what the network learns from, of the mean squared error over the pixels that were not
+            hidden; 0 is the paper. The reward never knows of it.
     """
 
     objectives = ("reconstruction",)
 
     def __init__(
-        self, model: nn.Module, device: torch.device, *, trainable: bool, lr: float = 1e-3, batch: int = 32
+        self,
+        model: nn.Module,
+        device: torch.device,
+        *,
+        trainable: bool,
+        lr: float = 1e-3,
+        batch: int = 32,
+        visible_weight: float = 0.0,
     ) -> None:
         super().__init__(model, "reconstruction", device, trainable=trainable, lr=lr)
-        self.batch = batch
+        self.batch, self.visible_weight = batch, visible_weight
         #: masks whose gradients wait for the update to come.
         self.waiting = 0
         self._frozen_buffers = not any(True for _ in model.buffers())
@@ -240,8 +249,9 @@ class ReconstructionReward(RewardModel):
     def learn(self, images: Tensor, hidden: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         """As `score`, in training mode, and learn from the very same forward pass.
 
-        The loss is the mean reward over `batch` masks: gradients are added up until as many have been judged, then one
-        Adam step follows. Not more than `room` masks at once.
+        The loss is the mean reward over `batch` masks, and `visible_weight` times the error of what they left:
+        gradients are added up until as many have been judged, then one Adam step follows. Not more than `room` masks at
+        once.
 
         Raises:
             JudgeError: the error is not finite; nothing has changed then.
@@ -255,6 +265,8 @@ class ReconstructionReward(RewardModel):
         self.model.eval()
         gain = mean_over(errors, cells)
         total = gain.sum() / self.batch
+        if self.visible_weight:
+            total = total + self.visible_weight * mean_over(errors, ~cells).sum() / self.batch
         if not bool(torch.isfinite(total)):
             with torch.no_grad():
                 for buffer, old in zip(self.model.buffers(), before, strict=False):

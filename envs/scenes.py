@@ -62,6 +62,7 @@ class Scene:
         x: (1, 1, W), columns in unit coordinates.
         y: (1, H, 1), rows.
         label: (N, 1, 1), 0 or 1.
+        present: (N, 1, 1), 0 where the masses of an ultrasound image are left out.
         draws: the images' own random parameters.
         normals: (N, NORMALS), standard normal, for smooth noise.
         noise: (N, H, W), standard normal, for pixel noise.
@@ -72,6 +73,7 @@ class Scene:
     x: Array
     y: Array
     label: Array
+    present: Array
     draws: Draws
     normals: Array
     noise: Array
@@ -237,7 +239,8 @@ def _ultrasound(s: Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
     shade = cover(np.abs(x - (spot[0] + d.uniform(0.3, 0.7)) % 1) - d.uniform(0.08, 0.15), 0.12)
     image -= shade * (d.uniform(0.1, 0.3) * np.minimum(y * 4, 1))
 
-    # Two dark masses in every image. In class 1 the first has a spiculated rim and a shadow; all others are smooth.
+    # Two dark masses, in every image unless their presence is what is asked for. In class 1 the first has a spiculated
+    # rim and a shadow; all others are smooth.
     for first in (True, False):
         # The second mass keeps clear of the first: 0.25 … 0.75 of the image away, wrapped around its edges.
         centre = spot if first else ((spot[0] + d.uniform(0.25, 0.75)) % 1, (spot[1] + d.uniform(0.25, 0.75)) % 1)
@@ -261,8 +264,8 @@ def _ultrasound(s: Scene) -> tuple[Array, npt.NDArray[np.bool_]]:
         depth = y - centre[1]
         below = below * np.where(depth > 0, np.maximum(1 - depth * np.float32(3.5), 0), 0)
         plain = d.uniform(-0.1, 0.1)
-        image -= below * (plain * (1 - ill) + ill * np.float32(c.second))
-        image -= inside * d.uniform(0.16, 0.26)
+        image -= s.present * below * (plain * (1 - ill) + ill * np.float32(c.second))
+        image -= s.present * inside * d.uniform(0.16, 0.26)
 
     size = noise_values(*_SPECKLE)
     real = smooth_noise(s.normals[:, stop : stop + size], *_SPECKLE, s.size)

@@ -23,6 +23,7 @@ from maskaug.envs.scenes import NORMALS, PAINTERS, UNIFORMS, Contrast, Scene
 
 KINDS = ("radiograph", "ultrasound", "mr")
 DIFFICULTIES = ("easy", "medium", "hard")
+TASKS = ("diagnosis", "presence")
 CLASS_NAMES = {
     "radiograph": ("normal", "fracture"),
     "ultrasound": ("normal", "lesion"),
@@ -45,7 +46,12 @@ CONTRAST: dict[tuple[str, str], Contrast] = {
 
 
 def render(
-    kind: str, difficulty: str, image_size: int, seed: int, indices: Sequence[int] | npt.NDArray[np.int64]
+    kind: str,
+    difficulty: str,
+    image_size: int,
+    seed: int,
+    indices: Sequence[int] | npt.NDArray[np.int64],
+    task: str = "diagnosis",
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Draw the images with the numbers `indices`; each depends on its own number alone.
 
@@ -55,6 +61,8 @@ def render(
         image_size: H = W in pixels, at least 36.
         seed: at least 0.
         indices: (N,) integers of at least 0, in any order.
+        task: "diagnosis"; or for ultrasound "presence": images of class 0 have no masses, those of class 1 two smooth
+            ones, and the first of them is the region.
 
     Returns:
         images (N, H, W) uint8; labels (N,) int64, 0 or 1, equally often; regions (N, H, W) bool, all False for label 0.
@@ -62,7 +70,7 @@ def render(
     Raises:
         ConfigurationError: an unknown kind or difficulty, or a number out of range.
     """
-    _check(kind, difficulty, image_size, seed)
+    _check(kind, difficulty, image_size, seed, task)
     numbers = np.asarray(indices, np.int64)
     if numbers.ndim != 1 or (numbers < 0).any():
         raise ConfigurationError("indices must be a flat list of integers ≥ 0; number the images from 0")
@@ -71,12 +79,12 @@ def render(
     regions = np.empty(images.shape, np.bool_)
     for start in range(0, len(numbers), CHUNK):
         part = slice(start, start + CHUNK)
-        images[part], labels[part], regions[part] = _draw(kind, difficulty, image_size, seed, numbers[part])
+        images[part], labels[part], regions[part] = _draw(kind, difficulty, image_size, seed, numbers[part], task)
     return images, labels, regions
 
 
 def _draw(
-    kind: str, difficulty: str, size: int, seed: int, numbers: npt.NDArray[np.int64]
+    kind: str, difficulty: str, size: int, seed: int, numbers: npt.NDArray[np.int64], task: str
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     n = len(numbers)
     uniforms = np.empty((n, UNIFORMS), np.float32)
@@ -91,18 +99,24 @@ def _draw(
     x, y = axes(size)
     draws = Draws(uniforms)
     label = draws.chance(0.5)
-    scene = Scene(size, x, y, label, draws, normals, noise, CONTRAST[kind, difficulty])
+    # Either the label says what the first mass is like, or whether there are masses at all.
+    asked, always = (label, np.ones_like(label)) if task == "diagnosis" else (np.zeros_like(label), label)
+    scene = Scene(size, x, y, asked, always, draws, normals, noise, CONTRAST[kind, difficulty])
     image, near = PAINTERS[kind](scene)
     image *= 255
     np.clip(image, 0, 255, out=image)
     return image.astype(np.uint8), label[:, 0, 0].astype(np.int64), near & (label > 0)
 
 
-def _check(kind: str, difficulty: str, image_size: int, seed: int) -> None:
+def _check(kind: str, difficulty: str, image_size: int, seed: int, task: str) -> None:
     if kind not in KINDS:
         raise ConfigurationError(f"kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
     if difficulty not in DIFFICULTIES:
         raise ConfigurationError(f"difficulty={difficulty!r} is unknown; use one of {', '.join(DIFFICULTIES)}")
+    if task not in TASKS:
+        raise ConfigurationError(f"task={task!r} is unknown; use one of {', '.join(TASKS)}")
+    if task == "presence" and kind != "ultrasound":
+        raise ConfigurationError(f"task='presence' is for kind='ultrasound'; a {kind} image's label asks that already")
     if not isinstance(image_size, int | np.integer) or image_size < 36:
         raise ConfigurationError(f"image_size={image_size!r} is too small; use an integer of at least 36")
     if not isinstance(seed, int | np.integer) or seed < 0:
@@ -113,6 +127,7 @@ def make_synthetic(
     *,
     kind: str = "radiograph",
     difficulty: str = "medium",
+    task: str = "diagnosis",
     n: int = 1000,
     image_size: int = 64,
     channels: int = 1,
@@ -124,6 +139,7 @@ def make_synthetic(
     Args:
         kind: "radiograph" (a broken shaft), "ultrasound" (a spiculated mass) or "mr" (a tumour).
         difficulty: "easy", "medium" or "hard": how faint the sought thing is, see `CONTRAST`.
+        task: "diagnosis"; or for ultrasound "presence": is there a (smooth) mass at all? A few labels teach that.
         n: how many images.
         image_size: height and width in pixels, at least 36.
         channels: 1 (grey) or 3 (grey, repeated).
@@ -137,7 +153,7 @@ def make_synthetic(
     Raises:
         ConfigurationError: an argument that cannot work.
     """
-    _check(kind, difficulty, image_size, seed)
+    _check(kind, difficulty, image_size, seed, task)
     if channels not in (1, 3):
         raise ConfigurationError(f"channels={channels!r} is not supported; use 1 (grey) or 3 (grey, repeated)")
     if not isinstance(n, int | np.integer) or n < 1:
@@ -145,14 +161,14 @@ def make_synthetic(
     if not isinstance(start, int | np.integer) or start < 0:
         raise ConfigurationError(f"start={start!r} is no image's number; give an integer of at least 0")
     numbers = np.arange(start, start + n, dtype=np.int64)
-    images, labels, regions = render(kind, difficulty, image_size, seed, numbers)
+    images, labels, regions = render(kind, difficulty, image_size, seed, numbers, task)
     return ImageDataset(
         name=f"synthetic-{kind}",
         images=np.repeat(images[:, None], channels, axis=1),
         labels=labels,
         regions=regions,
         groups=numbers,
-        class_names=CLASS_NAMES[kind],
+        class_names=CLASS_NAMES[kind] if task == "diagnosis" else ("absent", "present"),
         names=tuple(f"synthetic-{kind}/{difficulty}/seed{seed}/{i}" for i in numbers),
         source="synthetic",
         licence="MIT (generated)",

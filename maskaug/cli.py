@@ -33,13 +33,14 @@ class EnvOptions:
         judge_lr: the judge's learning rate.
         judge_batch: images in an update of the judge.
         reward_model: the judge: "small", "context_encoder" (reconstruction), or a .safetensors file.
+        visible_weight: weight of what was not hidden in what a reconstructor learns from.
         only_class: play the images of this class only.
         repeat: tries on each image.
         kind: synthetic data: radiograph, ultrasound or mr.
         difficulty: synthetic data: easy, medium or hard.
         n: synthetic data: number of images.
         variant: BUSI: raw or clean.
-        task: BUSI: diagnosis or presence.
+        task: BUSI and synthetic ultrasound: diagnosis or presence.
         classes: BUSI diagnosis: 2 (benign, malignant) or 3 (and normal).
     """
 
@@ -58,6 +59,7 @@ class EnvOptions:
     judge_lr: float | None = None
     judge_batch: int | None = None
     reward_model: str | None = None
+    visible_weight: float | None = None
     only_class: str | None = None
     repeat: int | None = None
     kind: str | None = None
@@ -115,8 +117,8 @@ class IntelligentMaskingOptions:
 
     Attributes:
         mode: default, or published for the paper's own.
-        network: small or paper.
-        width: channels of the small network's first stage.
+        network: imagining, plain or paper.
+        width: channels of the first stage (imagining, plain).
         learning_rate: of Adam.
         schedule: of the learning rate: constant, linear or published.
         max_grad_norm: gradients are clipped to this norm.
@@ -401,7 +403,7 @@ def bench_intelligent_masking(
     updates: int = 400,
     batch: int = 32,
     area: float = 0.5,
-    arms: tuple[str, ...] = ("none", "random", "centre", "mae", "ours", "random_patch", "published"),
+    arms: tuple[str, ...] = ("none", "autoencoder", "random", "centre", "mae", "ours", "random_patch", "published"),
     budgets: tuple[int, ...] = (10, 50, 100),
     draws: int = 5,
     out: Path | None = None,
