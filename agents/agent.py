@@ -60,6 +60,8 @@ class MaskAgent(ABC):
     Settings: ClassVar[type[Any]]
     #: the kinds of action it plays.
     action_kinds: ClassVar[tuple[str, ...]] = ("grid",)
+    #: whether one update plays all tries on an image, and so has to begin with the first.
+    plays_all_tries: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -126,11 +128,12 @@ class MaskAgent(ABC):
         if total_timesteps < 1:
             raise ConfigurationError(f"total_timesteps={total_timesteps} must be at least 1")
         self.check_env(self.env)
+        self._begin(total_timesteps)
         if not self._reset_done:
             self.env.reset(seed=self.seed)
             self._reset_done = True
         # Somebody may have played on since, an evaluation for example: all tries of an update must be of one image.
-        while (begun := self.env.game.blank_info()["try"] > 0).any():
+        while self.plays_all_tries and (begun := self.env.game.blank_info()["try"] > 0).any():
             self.env.game.advance(begun)
         observation = self.env.game.observe()
         goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
@@ -150,6 +153,9 @@ class MaskAgent(ABC):
 
     def check_env(self, env: MaskVectorEnv) -> None:  # noqa: B027 (most agents play any environment)
         """Refuse an environment that this agent cannot learn on, before anything starts."""
+
+    def _begin(self, total_timesteps: int) -> None:  # noqa: B027 (most agents have no schedule)
+        """`learn` was called, with arguments and an environment that will do."""
 
     # ---- using ---------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskaug.agents.agent import Callback, GridSpec, MaskAgent, as_actions, check_kinds
+from maskaug.agents.agent import GridSpec, MaskAgent, as_actions, check_kinds
 from maskaug.agents.networks import ImaginingQMap, PaperQMap, QMap
 from maskaug.agents.replay import Replay
 from maskaug.envs.environment import MaskVectorEnv
@@ -57,9 +57,16 @@ EXPLORATIONS = ("softmax", "epsilon", "published")
 NETWORKS = ("imagining", "plain", "paper")
 TARGETS = ("cells", "patch")
 SCHEDULES = ("constant", "linear", "published")
+#: what a setting is for: with another value of the first, it does nothing.
+_NEEDS = {
+    "temperature": ("exploration", "softmax"),
+    "epsilon_start": ("exploration", "epsilon"),
+    "epsilon_end": ("exploration", "epsilon"),
+    "width": ("network", "imagining", "plain"),
+}
 #: what mode="published" changes; whatever is given beside it is kept.
 PUBLISHED: dict[str, Any] = {
-    "network": "paper", "learning_rate": 1e-3, "schedule": "published", "max_grad_norm": math.inf,
+    "network": "paper", "learning_rate": 1e-3, "schedule": "published", "max_grad_norm": 0.0,
     "exploration": "published", "target": "patch", "loss": "squared", "low_pass": False, "replay": 0, "average": 0.0,
     "mirror": False,
 }  # fmt: skip
@@ -77,19 +84,21 @@ class IntelligentMaskingSettings:
         learning_rate: of Adam.
         schedule: of the learning rate: "constant"; "linear", falling to 0 over the second half of the run; "published",
             times 0.33 after one and two thirds of the run, the judge's too.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; 0 leaves them as they are.
         exploration: "softmax", "epsilon" (falls linearly to `epsilon_end` over six tenths of the run) or "published".
         temperature: of "softmax", in units of the mean error.
         epsilon_start: share of random actions at the beginning, "epsilon" only.
         epsilon_end: and at the end.
-        share: of the hidden cells, how many Q chooses in the end; rises from 0 over the run. Sets of cells only.
+        share: of the hidden cells, how many Q chooses in the end; rises from 0 over the run, and random actions take
+            their part of it. Sets of cells only.
         target: "cells", the error of every hidden cell, or "patch", the reward alone.
         loss: "log", the squared difference of logarithms; "huber" or "squared", of the errors themselves; or "ranking":
             which of two hidden cells of an image has the larger error.
         low_pass: smooth errors over neighbouring hidden cells.
         replay: transitions that are remembered; 0 remembers none; -1 as many as stay true: 8 batches where the
             reconstructor learns along, 65 536 where it is frozen.
-        replay_updates: updates on remembered transitions for each batch of new ones.
+        replay_updates: updates on remembered transitions for each batch of new ones; -1: 3 where the reconstructor is
+            frozen, and 1 where it learns along and all of it has to be relearnt anyway.
         replay_batch: transitions of each.
         average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
         mirror: let the network see half of its images mirrored, and average both views when it predicts.
@@ -110,7 +119,7 @@ class IntelligentMaskingSettings:
     loss: str = "log"
     low_pass: bool = False
     replay: int = -1
-    replay_updates: int = 2
+    replay_updates: int = -1
     replay_batch: int = 64
     average: float = 0.99
     mirror: bool = True
@@ -123,10 +132,16 @@ class IntelligentMaskingSettings:
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is unknown; use one of {known}")
-        if not 0 < self.learning_rate < math.inf or not self.max_grad_norm > 0 or not 0 < self.temperature < math.inf:
-            raise ConfigurationError(
-                "learning_rate, temperature and max_grad_norm must be above 0, the first two finite"
-            )
+        for name, (needed, *values) in _NEEDS.items():
+            if getattr(self, needed) not in values and getattr(self, name) != getattr(type(self), name):
+                raise ConfigurationError(f"{name} does nothing with {needed}={getattr(self, needed)!r}; leave it out")
+        for name in ("replay_updates", "replay_batch"):
+            if self.replay == 0 and getattr(self, name) != getattr(type(self), name):
+                raise ConfigurationError(f"{name} does nothing with replay=0; leave it out")
+        if not 0 < self.learning_rate < math.inf or not 0 < self.temperature < math.inf:
+            raise ConfigurationError("learning_rate and temperature must be finite and above 0")
+        if not 0 <= self.max_grad_norm < math.inf:
+            raise ConfigurationError("max_grad_norm must be finite and at least 0; 0 does not clip")
         for name in ("epsilon_start", "epsilon_end", "share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be a share from 0 to 1")
@@ -134,8 +149,8 @@ class IntelligentMaskingSettings:
             raise ConfigurationError(f"average={self.average} must be at least 0 and below 1")
         if self.width < 8 or self.width % 8:
             raise ConfigurationError(f"width={self.width} must be a multiple of 8 (GroupNorm has 8 groups)")
-        if self.replay < -1 or self.replay_updates < 1 or self.replay_batch < 1:
-            raise ConfigurationError("replay must be at least 0 (or -1), replay_updates and replay_batch at least 1")
+        if self.replay < -1 or not (self.replay_updates == -1 or self.replay_updates >= 1) or self.replay_batch < 1:
+            raise ConfigurationError("replay must be at least 0, replay_updates and replay_batch at least 1")
         if self.network == "imagining" and self.loss not in ("log", "ranking"):
             raise ConfigurationError(
                 f"network='imagining' says logarithms and goes with loss='log' or 'ranking', not {self.loss!r}; or use "
@@ -161,6 +176,7 @@ class IntelligentMasking(MaskAgent):
 
     Settings: ClassVar[type[Any]] = IntelligentMaskingSettings
     action_kinds = ("patch", "grid")
+    plays_all_tries = False
 
     def __init__(
         self,
@@ -174,10 +190,14 @@ class IntelligentMasking(MaskAgent):
         super().__init__(env, {**preset, **settings}, seed, device)
         if self.settings.target == "patch" and not self.spec.patch_cells:
             raise ConfigurationError("target='patch' (mode='published') needs an environment with action='patch'")
+        if self.spec.patch_cells and self.settings.share != IntelligentMaskingSettings.share:
+            raise ConfigurationError("share does nothing with action='patch'; leave it out, or use action='grid'")
+        count = patch_count(self.spec.grid, self.spec.patch_cells or 1)
         # Ties must not lean to the first corner, and one image must always have one best patch.
-        self._tie_breaker = 1e-6 * torch.rand(self.spec.grid**2, generator=self.generator)
+        self._tie_order = torch.randperm(count, generator=self.generator)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
-        #: the run's length in timesteps: exploration and learning rates follow it. Set by the first `learn`.
+        #: the run's length in timesteps: exploration and learning rates follow it. Set by the first `learn`; later ones
+        #: go on as at its end, with schedule="linear" at a learning rate of 0. To look in between, use a callback.
         self.horizon = 0
         self._scale = 0.0
         capacity = self.settings.replay
@@ -212,11 +232,9 @@ class IntelligentMasking(MaskAgent):
                 f"not {env.game.objective!r}"
             )
 
-    def learn(self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False) -> Self:
-        """See `MaskAgent.learn`. The first call sets the run's length; later ones go on as at its end."""
+    def _begin(self, total_timesteps: int) -> None:
         if self.horizon == 0:
             self.horizon = self.num_timesteps + total_timesteps
-        return super().learn(total_timesteps, callback, progress_bar)
 
     @property
     def progress(self) -> float:
@@ -232,7 +250,7 @@ class IntelligentMasking(MaskAgent):
         # Gumbel noise makes the largest value a draw from the softmax, and the k largest a draw without replacement.
         noise = -(-torch.rand(value.shape, generator=self.generator).clamp(1e-20).log()).clamp(1e-20).log()
         noise = noise.to(q.device)
-        ranked = value / settings.temperature + noise if settings.exploration == "softmax" else self._untied(value)
+        ranked = value / settings.temperature + noise if settings.exploration == "softmax" else self._ranks(value)
         explore = self._epsilon()
         if self.spec.patch_cells:
             random = (torch.rand(n, generator=self.generator) < explore).to(q.device)
@@ -265,14 +283,18 @@ class IntelligentMasking(MaskAgent):
         side = range(self.spec.patch_cells)
         return [(a, b) for a in side for b in side][: self._roles]
 
-    def _untied(self, value: Tensor) -> Tensor:
-        return value + self._tie_breaker[: value[0].numel()].view_as(value[0]).to(value.device)
+    def _ranks(self, value: Tensor) -> Tensor:
+        # 0 for the lowest value of each image, 1 for the next …; equal ones in the agent's own random order.
+        order = self._tie_order.to(value.device)
+        ascending = order[value.flatten(1)[:, order].argsort(stable=True, dim=1)]
+        places = torch.arange(len(order), dtype=value.dtype, device=value.device)
+        return torch.empty_like(value.flatten(1)).scatter_(1, ascending, places.expand_as(ascending)).view_as(value)
 
     def _sample(self, scores: Tensor) -> Tensor:
         return self._choose(scores)
 
     def _best(self, scores: Tensor) -> Tensor:
-        ranked = self._untied(self._values(scores))
+        ranked = self._ranks(self._values(scores))
         return ranked.argmax(1) if self.spec.patch_cells else top_cells(ranked, self.spec.cells)
 
     def _mirrored(self, scores: Tensor) -> Tensor:
@@ -309,7 +331,8 @@ class IntelligentMasking(MaskAgent):
         if self._replay.capacity:
             corners = actions.cpu().numpy() if self.spec.patch_cells else index
             self._replay.add(index, errors.numpy(), corners)
-            for _ in range(self.settings.replay_updates):
+            updates = self.settings.replay_updates
+            for _ in range(updates if updates > 0 else 1 if env.game.joint else 3):
                 again, remembered = self._replay.sample(self.settings.replay_batch, self.generator)
                 frames = torch.from_numpy(env.dataset.images[again]).to(self.device)
                 self._learn(self._q_maps(frames), remembered.to(self.device))
@@ -337,7 +360,7 @@ class IntelligentMasking(MaskAgent):
         """One step towards the errors (N, g, g) in units of their mean, NaN where nothing was hidden.
 
         Returns:
-            (loss, correlation of Q with the target).
+            (loss, correlation of Q with the target, NaN where one of them is constant).
         """
         settings = self.settings
         seen = errors.isfinite()
@@ -353,22 +376,27 @@ class IntelligentMasking(MaskAgent):
             seen = torch.cat([corner.roll(place, (2, 3)) for place in self._places()], 1)
         if settings.loss == "log":
             target = (target + FLOOR).log()
+        target = target.expand_as(q)
         weight = seen / seen.sum()
         if settings.loss == "ranking":
-            loss = ranking_loss(q, target.expand_as(q), seen)
+            loss = ranking_loss(q, target, seen)
         elif settings.loss == "huber":
             loss = (functional.huber_loss(q, target, reduction="none") * weight).sum()
         else:
             loss = ((q - target).square() * weight).sum()
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        if settings.max_grad_norm < math.inf:
+        if settings.max_grad_norm:
             nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
         self.optimiser.step()
         with torch.no_grad():
-            pair = torch.stack([x - (x * weight).sum() for x in (q, target.expand_as(q))])
+            pair = torch.stack([x - (x * weight).sum() for x in (q, target)])
             cross = (pair[0] * pair[1] * weight).sum() / (pair.square() * weight).flatten(1).sum(1).prod().sqrt()
             value, agreement = torch.stack([loss.detach(), cross]).tolist()
+        if not math.isfinite(value):
+            raise ConfigurationError(
+                f"the agent's loss became {value} after {self.updates} updates; lower learning_rate"
+            )
         return value, agreement
 
     def _set_learning_rates(self, env: MaskVectorEnv) -> None:

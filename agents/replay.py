@@ -47,10 +47,11 @@ class Replay:
 
         Args:
             index: (N,) positions in the data set.
-            errors: (N, g, g), NaN where nothing was hidden.
+            errors: (N, g, g), NaN where nothing was hidden; kept up to 65 504, the largest number of half precision.
             corner: (N,) the patches' corners; not looked at with sets of cells.
         """
         n = len(index)
+        errors = np.minimum(errors, np.float32(np.finfo(np.float16).max))
         at = (self._added + np.arange(n)) % self.capacity
         self._index[at] = index
         if self.patch_cells:

@@ -157,12 +157,14 @@ def mask_figures(
     """What a learned map knows on held-out images: the error's ranking, and the region at the size of one patch."""
     scores = all_scores(arm.masker, test)
     fill = settings.env.get("fill", "zero")
-    errors = true_errors(arm.judge, test, arm.spec, fill, seed=seed)
-    variance = all_scores(LocalVariance(arm.spec), test)
+    # Every image is hidden in many ways for this: a part of them will do.
+    some = np.unique(np.linspace(0, len(test) - 1, min(128, len(test))).astype(int))
+    errors = true_errors(arm.judge, test.subset(some), arm.spec, fill, seed=seed)
+    variance = all_scores(LocalVariance(arm.spec), test.subset(some))
     side = arm.spec.patch_cells or 2
     patch = dataclasses.replace(arm.spec, cells=side**2, patch_cells=side)
     result = {
-        "correlation": float(np.nanmean(rank_correlation(scores, errors))),
+        "correlation": float(np.nanmean(rank_correlation(scores[some], errors))),
         "correlation.local_variance": float(np.nanmean(rank_correlation(variance, errors))),
     }
     masks = control_masks(scores, test, train, patch, seed)

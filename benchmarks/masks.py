@@ -97,11 +97,13 @@ def hits(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[s
     for name, draws in masks.items():
         found = []
         for drawn in draws:
-            weight = drawn[has].double() / drawn[has].sum((1, 2))[:, None, None]
+            cells = drawn[has]
             middles = []
             for axis, size in ((2, regions.shape[1]), (1, regions.shape[2])):
                 along = (torch.arange(drawn.shape[1]) + 0.5) * size / drawn.shape[1]
-                middles.append((weight.sum(axis) @ along.double()).long().clamp(max=size - 1))
+                # Sums of halves are exact, and divided only once: a middle on a border always falls to one side.
+                total = cells.sum(axis).double() @ along.double()
+                middles.append((total / cells.sum((1, 2))).long().clamp(max=size - 1))
             found.append(regions[rows, middles[0], middles[1]].double().numpy())
         result[name] = np.mean(found, axis=0)
     return result

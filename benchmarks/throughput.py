@@ -10,12 +10,14 @@ import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from maskaug.agents.apga import APGA
+from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import atomic_write
 from maskaug.envs.judges import make_judge
@@ -109,6 +111,44 @@ def agent_ratio(num_envs: int, rounds: int, joint: bool) -> tuple[float, float, 
     return ratio(steps, floors, rounds)
 
 
+def intelligent_masking_ratio(num_envs: int, rounds: int, mode: str = "default") -> tuple[float, float, float]:
+    """CPU time of one joint step of Intelligent Masking ÷ that of its unavoidable passes (1 = nothing else costs).
+
+    Unavoidable: the Q-map forward and backward over N images and, by default, over each batch from the replay; the
+    reconstructor forward and backward over N hidden images.
+    """
+    play: dict[str, Any] = {"action": "grid", "area": 0.5} if mode == "default" else {"action": "patch"}
+    own = {} if mode == "default" else {"mode": "published", "network": "plain"}
+    judge = make_judge("small", 1, None, 0)
+    env = MaskVectorEnv(
+        num_envs, n=150, kind="ultrasound", objective="reconstruction", reward_model=judge, judge_batch=num_envs,
+        device="cpu", **play,
+    )  # fmt: skip
+    agent = IntelligentMasking(env, seed=0, device="cpu", **own)
+    # So long that neither exploration nor learning rates change while it is measured.
+    agent.horizon = 10**9
+    agent.learn(4 * num_envs)
+    images = torch.from_numpy(np.array(env.dataset.images[:num_envs]))
+    again = torch.from_numpy(np.array(env.dataset.images[: agent.settings.replay_batch]))
+    bare_policy, bare_judge = agent._make_policy(), make_judge("small", 1, None, 0)
+    again_count = 1 if mode == "default" else 0  # what replay_updates=-1 is in a joint game
+
+    def floors() -> None:
+        for _ in range(UPDATES):
+            # In the only order there is: the Q-map's backward pass has to wait for the errors.
+            q = bare_policy(to_float(images))
+            x = to_float(images)
+            (bare_judge(x) - x).square().mean().backward()
+            q.sum().backward()
+            for _ in range(again_count):
+                bare_policy(to_float(again)).sum().backward()
+
+    def steps() -> None:
+        agent.learn(UPDATES * num_envs)
+
+    return ratio(steps, floors, rounds)
+
+
 def throughput(
     *, num_envs: int, rounds: int, out: Path | None = None, say: Callable[[str], None] = print
 ) -> dict[str, float]:
@@ -131,6 +171,11 @@ def throughput(
                 n, rounds, joint
             )
             for joint in (False, True)
+            for n in sorted({32, num_envs})
+        },
+        **{
+            f"Intelligent Masking step ÷ unavoidable passes, {mode}, N={n}": intelligent_masking_ratio(n, rounds, mode)
+            for mode in ("default", "published")
             for n in sorted({32, num_envs})
         },
     }

@@ -1,10 +1,10 @@
-"""Training an agent into a run's folder, and evaluating what lies in one."""
+"""Training an agent into a run's folder, and what training and evaluation share."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,21 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from maskaug.agents.agent import MaskAgent
-from maskaug.agents.masker import AGENTS, load_agent
-from maskaug.benchmarks.downstream import DownstreamSettings, downstream, summarise, table
+from maskaug.agents.heuristics import LocalVariance
+from maskaug.agents.masker import AGENTS
+from maskaug.benchmarks.errors import rank_correlation, true_errors
 from maskaug.benchmarks.masks import MaskReport, mask_report
 from maskaug.benchmarks.pictures import masks_picture
-from maskaug.benchmarks.run import RunFolder, read_config
+from maskaug.benchmarks.run import RunFolder
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import MaskGame, resolve_device
-from maskaug.envs.judges import load_encoder, load_judge, make_judge, save_judge
+from maskaug.envs.game import MaskGame
+from maskaug.envs.judges import load_judge, save_encoder, save_judge
+from maskaug.envs.reconstructors import ContextEncoder, SmallContextEncoder
 from maskaug.envs.registration import TABLE
 from maskaug.envs.rendering import save_picture
-from maskaug.envs.rewards import RewardModel, frozen_reward
+from maskaug.envs.rewards import ReconstructionReward, RewardModel
 
-MASKER, JUDGE = "masker.safetensors", "judge.safetensors"
+MASKER, JUDGE, ENCODER = "masker.safetensors", "judge.safetensors", "encoder.safetensors"
 Print = Callable[[str], None]
 
 
@@ -150,6 +152,7 @@ def train(
             folder.image("masks", picture, current.num_timesteps)
             shown = mask_report(all_scores(current, check_set), check_set, train_set, current.spec)
             values = shown.flat(check_set.split)
+            values |= correlations(current, check_set, game.reward_model, game.fill)
             folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in values.items()}, csv_row=False)
 
     if agent.num_timesteps < total_timesteps:
@@ -158,10 +161,16 @@ def train(
         folder.tidy()
     agent.save(out / MASKER)
     save_judge(out / JUDGE, game.reward_model.model)
+    if isinstance(game.reward_model.model, SmallContextEncoder | ContextEncoder):
+        save_encoder(out / ENCODER, game.reward_model.model, train_set.images)
     report = report_on(agent, check_set, train_set, game.reward_model, game.fill)
-    results = {"timesteps": float(agent.num_timesteps), **report.flat(check_set.split)}
+    results = {
+        "timesteps": float(agent.num_timesteps),
+        **report.flat(check_set.split),
+        **correlations(agent, check_set, game.reward_model, game.fill),
+    }
     folder.results(results)
-    heading = _heading(agent_name, check_set, report)
+    heading = heading_of(agent_name, check_set, report)
     picture = masks_picture(agent, check_set, game.reward_model, game.fill, heading=heading)
     folder.image("masks", picture, agent.num_timesteps)
     save_picture(str(out / "masks.png"), picture)
@@ -186,80 +195,6 @@ def _refuse_leakage(keywords: Mapping[str, Any]) -> None:
         )
 
 
-def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str, float]:
-    """Score the masker of a run on one split, with all controls; adds to its results.json and redraws masks.png."""
-    config = read_config(run)
-    asked = config["asked"]
-    keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
-    dataset, train_set = dataset_of(keywords, split), dataset_of(keywords)
-    if (only := keywords.get("only_class")) is not None and train_set.labels is not None:
-        train_set = train_set.subset(train_set.labels == train_set.class_names.index(only))
-    if train_set.source != config["resolved"]["data"]["source"]:
-        raise ConfigurationError(
-            f"{run} was trained on {config['resolved']['data']['name']}, but {train_set.name} is what is found now; "
-            "make the data reachable (MASKAUG_DATA) and try again"
-        )
-    if train_set.digest != config["resolved"]["data"]["digest"]:
-        say(f"note: the training images are not the ones that {run} was trained on (other files, or other decoders)")
-    for name in (MASKER, JUDGE):
-        if not (run / name).is_file():
-            raise ConfigurationError(f"{run} has no {name}: its training has not ended; continue it with --resume")
-    agent = load_agent(run / MASKER, device=device)
-    judge = frozen_reward(load_judge(run / JUDGE)[0], keywords.get("objective", "adversarial"), resolve_device(device))
-    report = report_on(agent, dataset, train_set, judge, keywords.get("fill", "zero"))
-    results = report.flat(split)
-    folder = RunFolder(run, asked, resume=True)
-    folder.results(results)
-    heading = _heading(asked["agent"], dataset, report)
-    picture = masks_picture(agent, dataset, judge, keywords.get("fill", "zero"), heading=heading)
-    save_picture(str(run / "masks.png"), picture)
-    say(f"{dataset.name}, {split} split, {report.images} images\n{report.table()}")
-    return results
-
-
-def evaluate_downstream(
-    run: Path, device: str, *, budgets: Sequence[int] = (10, 50, 100), draws: int = 5, say: Print = print
-) -> dict[str, float]:
-    """Read the encoder of a reconstruction run out with few labels, beside the same network without pre-training.
-
-    Labelled images come from the run's training split, those that choose from its validation split, and the score from
-    its test split, whose groups pre-training has not seen. Adds to results.json.
-
-    Args:
-        run: the folder of a finished run with objective="reconstruction".
-        device: where features are computed.
-        budgets: numbers of labels; all of them are read out besides.
-        draws: how often the labels are drawn.
-        say: where lines for people go.
-    """
-    config = read_config(run)
-    asked = config["asked"]
-    keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
-    if keywords.get("split", "train") != "train":
-        raise ConfigurationError(
-            f"{run} was pre-trained on the {keywords['split']} split: there are no images left that it has not seen"
-        )
-    if not (run / JUDGE).is_file():
-        raise ConfigurationError(f"{run} has no {JUDGE}: its training has not ended; continue it with --resume")
-    encoder = load_encoder(run / JUDGE)
-    name, about = load_judge(run / JUDGE)[1]["judge"], load_judge(run / JUDGE)[1]
-    settings = {"width": about["width"]} if "width" in about else {}
-    fresh = make_judge(name, about["in_channels"], None, asked["seed"], **settings)
-    train_set, val, test = (dataset_of(keywords, split) for split in ("train", "val", "test"))
-    reading = DownstreamSettings(budgets=(*budgets, None), draws=draws, seed=asked["seed"])
-    arms = {
-        title: downstream(network, train_set, val, test, reading, device=resolve_device(device))
-        for title, network in (("pre-trained", encoder), ("not pre-trained", fresh.encoder()))  # type: ignore[operator]
-    }
-    results = {
-        **summarise(arms["pre-trained"]),
-        **summarise(arms["not pre-trained"], "downstream.untrained"),
-    }
-    RunFolder(run, asked, resume=True).results(results)
-    say(f"\n{test.name}, test split, {len(test)} images, mean ± SD of {draws} draws\n{table(arms)}")
-    return results
-
-
 def _defaults() -> dict[str, Any]:
     # So that a later version with other defaults does not change what an old config.json says.
     parameters = inspect.signature(MaskGame).parameters.values()
@@ -280,13 +215,33 @@ def report_on(
     return mask_report(all_scores(agent, dataset), dataset, train_set, agent.spec, judge=judge, fill=fill)
 
 
+def correlations(agent: MaskAgent, dataset: ImageDataset, judge: RewardModel, fill: str) -> dict[str, float]:
+    """Does the Q-map know what is hard? Rank correlation with the true errors, beside that of local variance.
+
+    {"<split>.correlation.agent", "<split>.correlation.local_variance"}, means over at most 128 images; empty where the
+    judge is no reconstructor.
+    """
+    if not isinstance(judge, ReconstructionReward):
+        return {}
+    some = dataset.subset(np.unique(np.linspace(0, len(dataset) - 1, min(128, len(dataset))).astype(int)))
+    errors = true_errors(judge, some, agent.spec, fill)
+    maps = {"agent": all_scores(agent, some), "local_variance": all_scores(LocalVariance(agent.spec), some)}
+    found = {name: rank_correlation(scores, errors) for name, scores in maps.items()}
+    return {
+        f"{dataset.split}.correlation.{name}": float(values[np.isfinite(values)].mean())
+        for name, values in found.items()
+        if np.isfinite(values).any()
+    }
+
+
 def all_scores(agent: Any, dataset: ImageDataset, chunk: int = 64) -> npt.NDArray[np.float32]:
     """(N, g, g) scores of every image of `dataset`, by anything that has `scores`."""
     parts = [agent.scores(np.array(dataset.images[i : i + chunk])) for i in range(0, len(dataset), chunk)]
     return np.concatenate(parts)
 
 
-def _heading(name: str, dataset: ImageDataset, report: MaskReport) -> str:
+def heading_of(name: str, dataset: ImageDataset, report: MaskReport) -> str:
+    """One line for a picture: whose masks, on what, and what they keep beside their controls."""
     text = f"{name} on {dataset.name}, {dataset.split}: {report.area:.0%} of the image"
     if not report.retention:
         return text

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
@@ -214,7 +215,10 @@ class MaskGame:
 
     @property
     def judge_loss(self) -> float:
-        """The judge's training loss at its last update, NaN before the first; for logs."""
+        """A classifier's training loss at its last update, a reconstructor's mean gain in the last step; for logs.
+
+        NaN before the first.
+        """
         return self.judging.loss
 
     # ---- which image -------------------------------------------------------------------------------------------
@@ -343,16 +347,22 @@ class MaskGame:
             chunk: masks that are judged in one pass.
 
         Raises:
-            ConfigurationError: the actions cannot be enumerated (action="grid" has 2^(g·g) of them).
+            ConfigurationError: the actions cannot be enumerated (action="grid" has 2^(g·g) of them), or `index` holds
+                something else than positions.
+            gymnasium.error.ResetNeeded: no index was given, and no image is seen before `reset`.
         """
         if not isinstance(self.rule.space, Discrete):
             raise ConfigurationError(
                 f"action={self.rule.kind!r} has too many actions to try them all; regret needs action='patch'"
             )
         _positive("chunk", chunk)
-        wanted = np.atleast_1d(np.asarray(self.index if index is None else index, np.int64))
-        if wanted.ndim != 1 or not ((wanted >= 0) & (wanted < len(self.dataset))).all():
-            raise ConfigurationError(f"index must be (M,) positions from 0 to {len(self.dataset) - 1}")
+        if index is None and not self.started:
+            raise ResetNeeded("call reset() before asking for the current images' rewards, or give index")
+        wanted = np.atleast_1d(np.asarray(self.index if index is None else index))
+        # Neither a mask of booleans nor fractions: both would be taken for positions that nobody meant.
+        whole = wanted.ndim == 1 and wanted.dtype.kind in "iu"
+        if not whole or not ((wanted >= 0) & (wanted < len(self.dataset))).all():
+            raise ConfigurationError(f"index must be (M,) whole positions from 0 to {len(self.dataset) - 1}")
         every = patch_to_cells(torch.arange(int(self.rule.space.n)), self.rule.grid, self.rule.patch_cells)
         every = every.to(self.device)
         kept = cells_to_mask(~every, *self.dataset.shape[1:])

@@ -6,6 +6,7 @@ is executed.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
@@ -13,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -21,7 +24,7 @@ from torch import nn
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.networks import SmallClassifier, seeded_weights
-from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder
+from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder, reestimate_statistics
 
 #: name → a classifier, called as Network(in_channels=, classes=).
 JUDGES: dict[str, type[nn.Module]] = {"small": SmallClassifier}
@@ -100,16 +103,33 @@ def load_judge(path: str | os.PathLike[str]) -> tuple[nn.Module, Mapping[str, An
 
 
 def load_encoder(path: str | os.PathLike[str]) -> FrozenEncoder:
-    """The frozen encoder of a pre-trained reconstructor, e.g. of a run's judge.safetensors: what pre-training was for.
+    """The frozen encoder of a pre-trained reconstructor: what pre-training was for. A run's encoder.safetensors.
+
+    (A run's judge.safetensors can be read too; its batch-norm statistics are those of images with hidden parts.)
 
     It takes (N, C, H, W) float in [0, 1] and returns feature maps (N, F, h, w); F is its `out_channels`.
     """
     model, _ = load_judge(path)
     if not isinstance(model, SmallContextEncoder | ContextEncoder):
         raise JudgeError(
-            f"{path} holds a classifier; give the judge.safetensors of a run with objective='reconstruction'"
+            f"{path} holds a classifier; give the encoder.safetensors of a run with objective='reconstruction'"
         )
     return model.encoder()
+
+
+def save_encoder(
+    path: str | os.PathLike[str], model: SmallContextEncoder | ContextEncoder, images: npt.NDArray[np.uint8]
+) -> None:
+    """Write a reconstructor for `load_encoder`, its encoder's batch-norm statistics those of clean `images`.
+
+    Args:
+        path: the .safetensors file.
+        model: the pre-trained reconstructor; it stays as it is.
+        images: (N, C, H, W) uint8, of the training split; see `reestimate_statistics`.
+    """
+    clean = copy.deepcopy(model)
+    clean.down.load_state_dict(reestimate_statistics(model.encoder(), images).stages.state_dict())
+    save_judge(path, clean, statistics="clean images")
 
 
 def resolve_judge(
@@ -134,15 +154,17 @@ def resolve_judge(
         model: nn.Module = reward_model
     elif reward_model is not None and reward_model not in {*JUDGES, *RECONSTRUCTORS} and _is_file(reward_model):
         model, about = load_judge(reward_model)
-        if (classes is None) != ("classes" not in about):
+        rebuilds = about.get("kind") == "reconstructor"
+        if (classes is None) != rebuilds:
             found, needed = ("classifier", "reconstructor")[:: 1 if classes is None else -1]
             raise ConfigurationError(
                 f"{reward_model} holds a {found}, and this objective needs a {needed}; give the file of one, or change "
                 "the objective"
             )
-        if (about["in_channels"], about.get("classes")) != (channels, classes):
+        of = None if rebuilds else about["classes"]
+        if (about["in_channels"], of) != (channels, classes):
             raise ConfigurationError(
-                f"{reward_model} judges {_said(about['in_channels'], about.get('classes'))}, but the data has "
+                f"{reward_model} judges {_said(about['in_channels'], of)}, but the data has "
                 f"{_said(channels, classes)}; pre-train a judge on this data, or change channels"
             )
     else:
@@ -153,11 +175,12 @@ def resolve_judge(
                 "`maskaug pretrain` (or a trained nn.Module), or use joint=True"
             )
     shape = (1, *image_shape) if classes is None else (1, classes)
-    multiple = getattr(model, "multiple", 1)
-    if classes is None and (image_shape[1] % multiple or image_shape[2] % multiple):
+    multiple = getattr(model, "multiple", None)
+    # Batch norm cannot learn from a single value a channel, which is what one image gives at the smallest multiple.
+    if multiple is not None and any(side % multiple or side < 2 * multiple for side in image_shape[1:]):
         raise ConfigurationError(
-            f"{type(model).__name__} takes sizes that are multiples of {multiple}, not {image_shape[1]}×"
-            f"{image_shape[2]}; choose another image_size"
+            f"{type(model).__name__} takes sizes that are multiples of {multiple} from {2 * multiple} on, not "
+            f"{image_shape[1]}×{image_shape[2]}; choose another image_size"
         )
     with torch.no_grad():
         probe = next(model.parameters(), torch.zeros(())).device

@@ -60,7 +60,8 @@ class Judging(ABC):
     def __init__(self, reward_model: RewardModel, dataset: ImageDataset, num_envs: int, grid: int, joint: bool) -> None:
         self.reward_model = reward_model
         self.dataset, self.num_envs, self.grid, self.joint = dataset, num_envs, grid, joint
-        #: the judge's training loss at its last update, NaN before the first; for logs.
+        #: what the judge last learned from: a classifier's loss at its last update, a reconstructor's mean gain in the
+        #: last step; NaN before the first; for logs.
         self.loss = float("nan")
 
     @abstractmethod
@@ -258,11 +259,7 @@ class ReconstructionJudging(Judging):
         if not self.joint:
             parts = [self.reward_model.score(scene.images, hidden, on_device)]
         else:
-            parts, start = [], 0
-            while start < self.num_envs:
-                rows = slice(start, start + self.reward_model.room)
-                parts.append(self.reward_model.learn(scene.images[rows], hidden[rows], on_device[rows]))
-                start = rows.stop
+            parts = self._learn(scene.images, hidden, on_device)
         table = torch.cat([torch.cat([gain[:, None], errors.flatten(1)], 1) for gain, errors in parts])
         # One transfer for both.
         on_host = table.float().cpu().numpy()
@@ -274,6 +271,28 @@ class ReconstructionJudging(Judging):
             self.loss = float(gain.mean())
         every = on_host[:, 1:].reshape(-1, self.grid, self.grid)
         return {"gain": gain, "cell_error": np.where(cells.numpy(), every, np.float32(np.nan))}
+
+    def _learn(self, images: Tensor, hidden: Tensor, cells: Tensor) -> list[tuple[Tensor, Tensor]]:
+        # One part as a rule; more where an update falls into the middle, and a later part that fails must take what
+        # was learned from the earlier ones back with it.
+        whole = self.num_envs <= self.reward_model.room
+        before = None if whole else self.reward_model.state()
+        parts: list[tuple[Tensor, Tensor]] = []
+        start = 0
+        try:
+            while start < self.num_envs:
+                rows = slice(start, start + self.reward_model.room)
+                parts.append(self.reward_model.learn(images[rows], hidden[rows], cells[rows]))
+                start = rows.stop
+        except BaseException:
+            if before is not None:
+                self.reward_model.load_state(before)
+            raise
+        return parts
+
+    def seed(self, rng: np.random.Generator) -> None:
+        """Forget what waits for an update: one seed is to give one game."""
+        self.reward_model.forget()
 
     def blank(self) -> Values:
         """See `Judging.blank`: the gain is 0 and no cell has an error."""

@@ -14,6 +14,17 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """The same images (N, C, H, W), channels last in memory: passes through small nets on a CPU are a third faster.
+
+    With one channel torch cannot tell the two layouts apart and takes the slow one, so the strides are written out;
+    nothing is copied then.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    n, c, h, w = images.shape
+    return images.as_strided((n, c, h, w), (h * w, 1, w, 1)) if c == 1 else images
+
+
 class ConvTrunk(nn.Sequential):
     """Four convolutions at strides 2, (pool 2), 1, 2, 1: (N, C, H, W) → (N, 4 · width, about H/8, about W/8).
 
@@ -38,16 +49,8 @@ class ConvTrunk(nn.Sequential):
         self.out_channels = last
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) float → (N, 4 · width, about H/8, about W/8), channels last in memory.
-
-        Channels last makes a forward pass on a CPU a third faster. With one channel torch cannot tell the two layouts
-        apart and takes the slow one, so the strides are written out; nothing is copied then.
-        """
-        images = images.contiguous(memory_format=torch.channels_last)
-        n, c, h, w = images.shape
-        if c == 1:
-            images = images.as_strided((n, c, h, w), (h * w, 1, w, 1))
-        maps: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+        """(N, C, H, W) float → (N, 4 · width, about H/8, about W/8), channels last in memory."""
+        maps: Tensor = super().forward(channels_last(images))  # type: ignore[no-untyped-call]
         return maps
 
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskaug.envs.networks import to_float
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.networks import channels_last, to_float
 
 #: channels of the paper's stages, down and up (arXiv 2203.13865; papers.md §2).
 _DOWN = (16, 32, 64, 64, 128, 128)
@@ -41,7 +42,7 @@ class FrozenEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] → feature maps (N, F, h, w)."""
-        maps: Tensor = self.stages(2 * images - 1)
+        maps: Tensor = self.stages(channels_last(2 * images - 1))
         return maps
 
 
@@ -53,10 +54,16 @@ def reestimate_statistics(
 
     Args:
         encoder: from a reconstructor's `encoder()`, or `load_encoder`.
-        images: (N, C, H, W) uint8, of the training split; evenly spaced ones where there are more than `most`.
+        images: (N, C, H, W) uint8, of the training split, N ≥ 1; evenly spaced ones where there are more than `most`.
         most: images that are looked at.
         batch: images at once.
+
+    Raises:
+        ConfigurationError: no image was given.
     """
+    count = min(most, len(images))
+    if count < 1 or batch < 1:
+        raise ConfigurationError("the statistics of no images at all are unknown; give at least one")
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [m.momentum for m in norms]
     device = next(encoder.parameters()).device
@@ -64,11 +71,12 @@ def reestimate_statistics(
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         nn.Module.train(norm, True)
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).astype(int))
-    # Batches of one size, so that all images weigh the same; the rest of a last, smaller one is left out.
-    size = min(batch, len(chosen))
-    for start in range(0, len(chosen) - size + 1, size):
-        encoder(to_float(torch.from_numpy(np.array(images[chosen[start : start + size]])).to(device)))
+    # Batches of one size, so that all images weigh the same. Each goes through the whole data set: where images stand
+    # class by class, the variance within a batch of neighbours is not that of the images.
+    batches = max(1, count // batch)
+    chosen = np.linspace(0, len(images) - 1, batches * min(batch, count)).astype(int)
+    for first in range(batches):
+        encoder(to_float(torch.from_numpy(np.array(images[chosen[first::batches]])).to(device)))
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
         nn.Module.train(norm, False)
@@ -224,7 +232,7 @@ class SmallContextEncoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] → (N, 4 · width, H/8, W/8)."""
-        maps: Tensor = self.down(2 * images - 1)
+        maps: Tensor = self.down(channels_last(2 * images - 1))
         return maps
 
     def encoder(self) -> FrozenEncoder:

@@ -263,11 +263,8 @@ class ReconstructionReward(RewardModel):
         self.model.train()
         errors = self.errors(images, hidden, cells.shape[-1])
         self.model.eval()
-        gain = mean_over(errors, cells)
-        total = gain.sum() / self.batch
-        if self.visible_weight:
-            total = total + self.visible_weight * mean_over(errors, ~cells).sum() / self.batch
-        if not bool(torch.isfinite(total)):
+        # Visible cells too: their gradient is zero times what they are, and zero times infinity is not zero.
+        if not bool(errors.isfinite().all()):
             with torch.no_grad():
                 for buffer, old in zip(self.model.buffers(), before, strict=False):
                     buffer.copy_(old)
@@ -275,12 +272,18 @@ class ReconstructionReward(RewardModel):
                 f"the reconstruction error is not finite after {self.version} updates; lower judge_lr, and check that "
                 "the network returns images in [0, 1]"
             )
+        gain = mean_over(errors, cells)
+        total = gain.sum() / self.batch
+        if self.visible_weight:
+            total = total + self.visible_weight * mean_over(errors, ~cells).sum() / self.batch
+        if not self.waiting:
+            # A module that was brought along may still carry the gradients of its own training.
+            self.optimiser.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         self.waiting += len(images)
         if self.waiting >= self.batch:
             self._step()
-            self.optimiser.zero_grad()
-            self.waiting = 0
+            self.forget()
         return gain.detach(), errors.detach()
 
     def __getstate__(self) -> dict[str, object]:
@@ -298,6 +301,8 @@ class ReconstructionReward(RewardModel):
         return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
 
     def _set_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        if self.optimiser is None:
+            return  # a frozen judge may share its module with a game that learns: those gradients are not its own
         for name, parameter in self.model.named_parameters():
             parameter.grad = gradients[name].to(parameter).clone() if name in gradients else None
 
@@ -305,6 +310,12 @@ class ReconstructionReward(RewardModel):
     def room(self) -> int:
         """How many masks the update to come still takes."""
         return self.batch - self.waiting
+
+    def forget(self) -> None:
+        """Drop the gradients that wait for an update."""
+        if self.optimiser is not None:
+            self.optimiser.zero_grad()
+        self.waiting = 0
 
     def state(self) -> dict[str, object]:
         """See `RewardModel.state`; with the gradients of an update that is not complete."""

@@ -62,7 +62,7 @@ class Scene:
         x: (1, 1, W), columns in unit coordinates.
         y: (1, H, 1), rows.
         label: (N, 1, 1), 0 or 1.
-        present: (N, 1, 1), 0 where the masses of an ultrasound image are left out.
+        present: (N, 1, 1), how dark the masses of an ultrasound image are: 1 as a rule, 0 where they are left out.
         draws: the images' own random parameters.
         normals: (N, NORMALS), standard normal, for smooth noise.
         noise: (N, H, W), standard normal, for pixel noise.

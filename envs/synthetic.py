@@ -44,6 +44,9 @@ CONTRAST: dict[tuple[str, str], Contrast] = {
     ("mr", "hard"): Contrast(0.22, 0.8, 0.025),
 }
 
+#: How dark the masses of task="presence" are, as a multiple of those of task="diagnosis".
+PRESENCE = {"easy": 1.4, "medium": 1.0, "hard": 0.7}
+
 
 def render(
     kind: str,
@@ -100,8 +103,10 @@ def _draw(
     draws = Draws(uniforms)
     label = draws.chance(0.5)
     # Either the label says what the first mass is like, or whether there are masses at all.
-    asked, always = (label, np.ones_like(label)) if task == "diagnosis" else (np.zeros_like(label), label)
-    scene = Scene(size, x, y, asked, always, draws, normals, noise, CONTRAST[kind, difficulty])
+    asked, present = label, np.ones_like(label)
+    if task == "presence":
+        asked, present = np.zeros_like(label), label * np.float32(PRESENCE[difficulty])
+    scene = Scene(size, x, y, asked, present, draws, normals, noise, CONTRAST[kind, difficulty])
     image, near = PAINTERS[kind](scene)
     image *= 255
     np.clip(image, 0, 255, out=image)
@@ -138,7 +143,7 @@ def make_synthetic(
 
     Args:
         kind: "radiograph" (a broken shaft), "ultrasound" (a spiculated mass) or "mr" (a tumour).
-        difficulty: "easy", "medium" or "hard": how faint the sought thing is, see `CONTRAST`.
+        difficulty: "easy", "medium" or "hard": how faint the sought thing is, see `CONTRAST` and `PRESENCE`.
         task: "diagnosis"; or for ultrasound "presence": is there a (smooth) mass at all? A few labels teach that.
         n: how many images.
         image_size: height and width in pixels, at least 36.
@@ -162,14 +167,16 @@ def make_synthetic(
         raise ConfigurationError(f"start={start!r} is no image's number; give an integer of at least 0")
     numbers = np.arange(start, start + n, dtype=np.int64)
     images, labels, regions = render(kind, difficulty, image_size, seed, numbers, task)
+    # Another task draws another image under the same number.
+    name = f"synthetic-{kind}" if task == "diagnosis" else f"synthetic-{kind}-{task}"
     return ImageDataset(
-        name=f"synthetic-{kind}",
+        name=name,
         images=np.repeat(images[:, None], channels, axis=1),
         labels=labels,
         regions=regions,
         groups=numbers,
         class_names=CLASS_NAMES[kind] if task == "diagnosis" else ("absent", "present"),
-        names=tuple(f"synthetic-{kind}/{difficulty}/seed{seed}/{i}" for i in numbers),
+        names=tuple(f"{name}/{difficulty}/seed{seed}/{i}" for i in numbers),
         source="synthetic",
         licence="MIT (generated)",
     )

@@ -13,8 +13,9 @@ from maskaug.envs.registration import register_envs
 
 if TYPE_CHECKING:
     from maskaug.agents.masker import load_masker
+    from maskaug.envs.judges import load_encoder
 
-__all__ = ["__version__", "load_masker", "register_envs"]
+__all__ = ["__version__", "load_encoder", "load_masker", "register_envs"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from maskaug.agents.masker import load_masker
 
         return load_masker
+    if name == "load_encoder":
+        from maskaug.envs.judges import load_encoder
+
+        return load_encoder
     raise AttributeError(f"module 'maskaug' has no attribute {name!r}")
 
 

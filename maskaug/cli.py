@@ -208,8 +208,8 @@ def train_intelligent_masking(
 ) -> None:
     """Train Intelligent Masking: a Q-map that chooses what a reconstruction network has to fill in, and that network.
 
-    It hides half of an 8×8 grid; with --agent.mode published one patch of 2×2 cells of a 9×9 grid at 288×288 pixels,
-    with the paper's networks and batches of 16. --env.… and --agent.… change each of these.
+    It hides half of an 8×8 grid with fill="mean"; with --agent.mode published one patch of 2×2 cells of a 9×9 grid at
+    288×288 pixels, with the paper's networks and batches of 16. --env.… and --agent.… change each of these.
 
     Args:
         out: the run's folder.
@@ -249,9 +249,13 @@ def apga_play(settings: Mapping[str, Any]) -> dict[str, Any]:
 def intelligent_masking_play(settings: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
     """The environment's keywords that Intelligent Masking plays best with; as published, those of the paper."""
     if settings.get("mode") != "published":
-        area = {} if env.get("action") == "patch" else {"area": 0.5}
-        return {"objective": "reconstruction", "action": "grid", **area}
-    play: dict[str, Any] = {"objective": "reconstruction", "action": "patch", "patch_cells": 2}
+        play: dict[str, Any] = {"objective": "reconstruction", "action": "grid", "fill": "mean"}
+        if env.get("action") != "patch":
+            play["area"] = 0.5
+        if env.get("joint") is not False:
+            play["judge_lr"] = 2e-3
+        return play
+    play = {"objective": "reconstruction", "action": "patch", "patch_cells": 2}
     if settings.get("network", "paper") == "paper":
         play |= {"image_size": 288, "grid": 9, "reward_model": "context_encoder", "judge_batch": 16}
     return play
@@ -276,11 +280,11 @@ def evaluate(
         budgets: numbers of labels; all labels are read out besides.
         draws: how often the labels are drawn.
     """
-    from maskaug.benchmarks.training import evaluate as evaluate_run
+    from maskaug.benchmarks.evaluation import evaluate as evaluate_run
 
     evaluate_run(run, split, device)
     if downstream:
-        from maskaug.benchmarks.training import evaluate_downstream
+        from maskaug.benchmarks.evaluation import evaluate_downstream
 
         evaluate_downstream(run, device, budgets=budgets, draws=draws)
 
@@ -404,8 +408,9 @@ def bench_intelligent_masking(
     batch: int = 32,
     area: float = 0.5,
     arms: tuple[str, ...] = ("none", "autoencoder", "random", "centre", "mae", "ours", "random_patch", "published"),
-    budgets: tuple[int, ...] = (10, 50, 100),
+    budgets: tuple[int, ...] = (10, 50, 100, 0),
     draws: int = 5,
+    readouts: tuple[str, ...] = ("paper", "logistic"),
     out: Path | None = None,
     device: str = "auto",
     env: EnvOptions = EnvOptions(),
@@ -420,8 +425,9 @@ def bench_intelligent_masking(
         batch: images each.
         area: share hidden by random cells, centre and Intelligent Masking.
         arms: which arms.
-        budgets: numbers of labels; all labels are read out besides.
+        budgets: numbers of labels; 0: all of them.
         draws: how often the labels are drawn.
+        readouts: paper (its small network on the feature maps), logistic (regression on pooled features), or both.
         out: a folder for results.json and arms.png.
         device: auto, cpu, cuda, …
         env: the environment.
@@ -432,7 +438,9 @@ def bench_intelligent_masking(
     given = env.given()
     if env_id == "MaskAug-Synthetic-v0":
         given = {"kind": "ultrasound", "n": 3000, **given}
-    settings = ArmsSettings(env_id, given, area, updates, batch, arms, (*budgets, None), draws, agent=_given(agent))
+    settings = ArmsSettings(
+        env_id, given, area, updates, batch, arms, tuple(b or None for b in budgets), draws, readouts, _given(agent)
+    )
     intelligent_masking(settings, seeds, out, device)
 
 

@@ -94,7 +94,8 @@ def test_train_leaves_a_run_and_evaluate_adds_to_it(run: Path, capsys: pytest.Ca
 
 def test_train_plays_what_apga_plays_best_unless_told_otherwise(run: Path, tmp_path: Path) -> None:
     asked = json.loads((run / "config.json").read_text())["asked"]
-    assert asked["env"] == {"action": "grid", "repeat": 4, "fill": "blur", "n": 60, "image_size": 40, "grid": 5}
+    played = {"objective": "adversarial", "action": "grid", "repeat": 4, "fill": "blur"}
+    assert asked["env"] == {**played, "n": 60, "image_size": 40, "grid": 5}
     assert train(tmp_path / "p", "--agent.loss", "published", "--env.fill", "mean", "--agent.penalty-none", "0.2") == 0
     config = json.loads((tmp_path / "p" / "config.json").read_text())
     assert (config["asked"]["env"]["repeat"], config["asked"]["env"]["fill"]) == (1, "mean")
@@ -260,8 +261,8 @@ def test_the_module_runs_as_a_command() -> None:
 
 
 def test_every_keyword_of_the_game_has_a_flag() -> None:
-    # `train AGENT` sets the action; the others are flags of the command itself.
-    elsewhere = {"self", "num_envs", "dataset", "action", "device", "seed", "options"}
+    # Those are flags of the command itself.
+    elsewhere = {"self", "num_envs", "dataset", "device", "seed", "options"}
     keywords = set(inspect.signature(MaskGame.__init__).parameters) - elsewhere
     for row in TABLE:
         keywords |= dataset_options(row.dataset)

@@ -1,13 +1,16 @@
 """The rows that an agent is compared with: known rankings for known pictures."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from marker_game import GRID, SIZE, marker_images
+from scipy import stats
 from torch import Tensor, nn
 
 from maskaug.agents.agent import GridSpec
-from maskaug.agents.heuristics import FixedMask, Heuristic, InputGradient, RandomMasks
+from maskaug.agents.heuristics import FixedMask, Heuristic, InputGradient, LocalVariance, RandomMasks
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.networks import SmallClassifier, seeded_weights
 
@@ -38,6 +41,7 @@ ALL: list[Heuristic] = [
     FixedMask.centre(SPEC),
     FixedMask.mean_region(SPEC, marker_images(30, 0)),
     InputGradient(SPEC, small_judge()),
+    LocalVariance(SPEC),
 ]
 
 
@@ -102,3 +106,59 @@ def test_input_gradient_follows_the_prediction_and_handles_many_images() -> None
     assert scores.shape == (150, GRID, GRID)
     np.testing.assert_allclose(scores[:5], heuristic.scores(IMAGES), rtol=1e-4, atol=1e-7)
     assert scores.std() > 0
+
+
+# ---- patches ---------------------------------------------------------------------------------------------------------
+
+
+def patches(grid: int, patch_cells: int) -> GridSpec:
+    return GridSpec((1, 8 * grid, 8 * grid), grid, patch_cells**2, patch_cells)
+
+
+@pytest.mark.parametrize("kind", [RandomMasks, FixedMask.centre, LocalVariance])
+def test_with_patches_they_predict_corners(kind: Callable[[GridSpec], Heuristic]) -> None:
+    heuristic = kind(patches(GRID, 2))
+    corners, _ = heuristic.predict(IMAGES)
+    assert corners.shape == (5,)
+    assert corners.dtype == np.int64
+    assert ((corners >= 0) & (corners < 9)).all()
+    assert heuristic.predict(IMAGES[0])[0].shape == ()
+    assert heuristic.scores(IMAGES).shape == (5, GRID, GRID)
+
+
+@pytest.mark.parametrize(("grid", "patch_cells"), [(4, 2), (5, 3), (6, 1)])
+def test_random_patches_are_equally_likely_at_the_border_and_inside(grid: int, patch_cells: int) -> None:
+    images, count = np.zeros((6000, 1, 8, 8), np.uint8), (grid - patch_cells + 1) ** 2
+    corners, again, other = (RandomMasks(patches(grid, patch_cells), s).predict(images)[0] for s in (5, 5, 6))
+    drawn = np.bincount(corners, minlength=count)
+    assert len(drawn) == count
+    assert stats.chisquare(drawn).pvalue > 1e-3
+    assert np.array_equal(corners, again)
+    assert not np.array_equal(corners, other)
+
+
+@pytest.mark.parametrize(
+    ("grid", "patch_cells", "corner"), [(8, 2, (3, 3)), (9, 3, (3, 3)), (5, 1, (2, 2)), (4, 2, (1, 1))]
+)
+def test_the_centre_patch_is_central(grid: int, patch_cells: int, corner: tuple[int, int]) -> None:
+    chosen, _ = FixedMask.centre(patches(grid, patch_cells)).predict(np.zeros((3, 1, 8, 8), np.uint8))
+    assert [divmod(int(c), grid - patch_cells + 1) for c in chosen] == [corner] * 3
+
+
+def test_a_patch_is_chosen_by_its_mean() -> None:
+    # The best cell lies alone in a corner; the best square is elsewhere.
+    cells = np.zeros((GRID, GRID))
+    cells[0, 0], cells[1:3, 2:4] = 2.0, 1.0
+    chosen, _ = FixedMask(patches(GRID, 2), cells).predict(IMAGES)
+    assert (chosen == 1 * 3 + 2).all()
+
+
+def test_local_variance_by_hand() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, SIZE, SIZE)).astype(np.uint8)
+    images[0, :, :CELL, :CELL] = 77
+    scores = LocalVariance(GridSpec((2, SIZE, SIZE), GRID, 4)).scores(images)
+    pixels = 2 * (images / 255.0) - 1
+    cells = pixels.reshape(3, 2, GRID, CELL, GRID, CELL).transpose(0, 2, 4, 1, 3, 5).reshape(3, GRID, GRID, -1)
+    np.testing.assert_allclose(scores, cells.var(-1), rtol=1e-4, atol=1e-6)
+    # What is left when every hidden pixel is filled with the cell's mean is the reconstruction error.
+    assert scores[0, 0, 0] == pytest.approx(0, abs=1e-6)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from maskaug.envs.environment import MaskEnv
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_safetensors
-from maskaug.envs.judges import load_judge, make_judge, resolve_judge, save_judge
+from maskaug.envs.judges import load_encoder, load_judge, make_judge, resolve_judge, save_judge
 from maskaug.envs.networks import ConvTrunk, SmallClassifier, to_float
 
 SHAPE = (1, 36, 36)
@@ -84,6 +84,21 @@ def test_only_judges_that_can_be_built_again_are_saved(tmp_path: Path) -> None:
 def recipe(**changes: Any) -> dict[str, str]:
     about = {"judge": "small", "in_channels": 1, "classes": 2, "width": 16, **changes}
     return {"maskaug_judge": json.dumps({k: v for k, v in about.items() if v is not None})}
+
+
+def test_a_file_from_before_there_were_reconstructors_holds_a_classifier(tmp_path: Path) -> None:
+    path = tmp_path / "judge.safetensors"
+    judge = make_judge("small", 1, 2, 0)
+    assert "kind" not in recipe()["maskaug_judge"]
+    write_safetensors(path, judge.state_dict(), recipe())
+    loaded, _ = load_judge(path)
+    assert isinstance(loaded, SmallClassifier)
+    assert equal_weights(judge, loaded)
+    assert isinstance(resolve_judge(path, SHAPE, 2, 0, joint=False), SmallClassifier)
+    with pytest.raises(ConfigurationError, match="holds a classifier, and this objective needs a reconstructor"):
+        resolve_judge(path, SHAPE, None, 0, joint=False)
+    with pytest.raises(JudgeError, match="holds a classifier; give"):
+        load_encoder(path)
 
 
 @pytest.mark.parametrize(

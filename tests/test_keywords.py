@@ -52,6 +52,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+RECONSTRUCTION: Game = {"objective": "reconstruction"}
 CHANGES: list[tuple[Game, Game]] = [
     ({}, {"split": "val"}),
     ({}, {"image_size": 48}),
@@ -72,6 +73,17 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"kind": "mr"}),
     ({}, {"difficulty": "hard"}),
     ({}, {"n": 30}),
+    ({"kind": "ultrasound"}, {"kind": "ultrasound", "task": "presence"}),
+    ({"kind": "ultrasound", "task": "presence"}, {"kind": "ultrasound", "task": "presence", "difficulty": "hard"}),
+    ({}, {"objective": "reconstruction"}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "visible_weight": 0.5}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "action": "patch"}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "judge_lr": 0.02}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "judge_batch": 3}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "repeat": 2}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "fill": "mean"}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "seed": 1}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "only_class": "fracture"}),
 ]  # fmt: skip
 
 
@@ -96,7 +108,7 @@ def test_every_keyword_has_its_test() -> None:
 
     tested = {name for change in CHANGES for name in change[1]} | {"joint", "reward_model", "only_class"}
     elsewhere = {"num_envs", "dataset", "root", "device", "options"}
-    assert set(inspect.signature(MaskGame).parameters) == (tested | elsewhere) - {"kind", "difficulty", "n"}
+    assert set(inspect.signature(MaskGame).parameters) == (tested | elsewhere) - {"kind", "difficulty", "n", "task"}
 
 
 def test_defaults_are_those_that_are_documented() -> None:
@@ -104,6 +116,8 @@ def test_defaults_are_those_that_are_documented() -> None:
     assert same(outcome(), outcome(objective="adversarial", action="grid", reward_model="small", seed=0, split="train"))
     assert same(outcome(judge_batch=None), outcome(judge_batch=32))
     assert same(outcome(action="patch"), outcome(action="patch", patch_cells=2))
+    assert same(outcome(**RECONSTRUCTION), outcome(**RECONSTRUCTION, visible_weight=0.0, reward_model="small"))
+    assert same(outcome(kind="ultrasound"), outcome(kind="ultrasound", task="diagnosis"))
 
 
 def test_device_is_where_the_judge_lives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +131,9 @@ def test_device_is_where_the_judge_lives(monkeypatch: pytest.MonkeyPatch) -> Non
     assert resolve_device("auto") == torch.device("cuda")
     with pytest.raises(ConfigurationError, match="sees 1 CUDA devices"):
         resolve_device("cuda:1")
+
+
+LEARNS: Game = {"objective": "reconstruction", "joint": True, "reward_model": None}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +159,19 @@ def test_device_is_where_the_judge_lives(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"rewardmodel": "small"}, "did you mean 'reward_model'?"),
         ({"zzzz": 1}, "unknown keyword 'zzzz'; Known are: action, area"),
         ({"dataset": "synthetic", "dificulty": "easy"}, "did you mean 'difficulty'?"),
-        ({"dataset": "synthetic", "task": "presence"}, "unknown keyword 'task'"),
+        ({"dataset": "synthetic", "task": "presence"}, "is for kind='ultrasound'; a radiograph image's label asks"),
+        ({"dataset": "synthetic", "task": "mood"}, "task='mood' is unknown; use one of diagnosis, presence"),
+        ({"visible_weight": 1.0}, "use objective='reconstruction' with joint=True, or leave it out"),
+        ({"joint": True, "visible_weight": 0.0}, "visible_weight is for a reconstructor that learns"),
+        ({"objective": "reconstruction", "visible_weight": 0.0}, "visible_weight is for a reconstructor that learns"),
+        ({**LEARNS, "visible_weight": -1}, "visible_weight=-1 must be a finite number of at least 0"),
+        ({**LEARNS, "visible_weight": float("nan")}, "must be a finite number of at least 0"),
+        ({**LEARNS, "visible_weight": True}, "must be a finite number of at least 0"),
+        ({**LEARNS, "visible_weight": "much"}, "must be a finite number of at least 0"),
+        ({"objective": "reconstruction"}, r"must return images of the shape it is given, \(1, 1, 16, 16\)"),
+        ({"objective": "reconstruction", "reward_model": None}, "joint=False freezes the judge"),
+        ({**LEARNS, "only_class": "z"}, "not a class of pictures"),
+        ({**LEARNS, "dataset": dataclasses.replace(DATA, labels=None), "only_class": "a"}, "not a class of pictures"),
         ({"dataset": "imagenet"}, "known are busi"),
         ({"root": "/data"}, r"root='/data' cannot be combined with dataset=ImageDataset\(...\)"),
         ({"split": "test"}, "whose split is 'all'; leave it out"),
@@ -194,6 +223,24 @@ def test_an_evaluation_plays_held_out_images_with_the_same_judge_and_never_train
     for _ in range(40):
         held_out.step(held_out.action_space.sample())
     assert all(torch.equal(a, b) for a, b in zip(before, judge.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("action", ["grid", "patch"])
+def test_an_evaluation_of_a_reconstructor_shares_it_frozen(action: str) -> None:
+    more: Game = {"area": 0.5, "area_price": 0.0} if action == "grid" else {"patch_cells": 3}
+    env = MaskVectorEnv(
+        2, n=60, objective="reconstruction", action=action, fill="mean", image_size=40, visible_weight=0.5, **more
+    )
+    held_out = env.evaluation("test", num_envs=3)
+    assert held_out.game.reward_model.model is env.game.reward_model.model
+    assert (held_out.game.objective, held_out.game.joint, held_out.game.fill) == ("reconstruction", False, "mean")
+    assert held_out.single_action_space == env.single_action_space
+    assert (held_out.game.rule.area, held_out.game.rule.price) == (env.game.rule.area, env.game.rule.price)
+    before = [value.clone() for value in env.game.reward_model.model.state_dict().values()]
+    held_out.reset(seed=0)
+    for _ in range(5):
+        held_out.step(held_out.action_space.sample())
+    assert same(before, [value.clone() for value in env.game.reward_model.model.state_dict().values()])
 
 
 def test_an_evaluation_of_patches_and_of_images_that_were_brought_along() -> None:

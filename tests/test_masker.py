@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from marker_game import GRID, SIZE, marker_env, marker_images
+from patch_game import frozen_env, square_images
 
 import maskaug
 from maskaug.agents.apga import APGA
 from maskaug.agents.checkpoint import CheckpointError, write_state
+from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.agents.masker import load_agent
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import make_judge, save_judge
@@ -111,3 +113,38 @@ print(int(masker(np.zeros((2, 1, {SIZE}, {SIZE}), np.uint8)).sum()))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == 2 * SIZE * SIZE // 4
+
+
+# ---- patches ---------------------------------------------------------------------------------------------------------
+
+
+def test_maskers_of_patches_give_whole_patches_and_sets_of_cells_where_an_area_is_asked_for(tmp_path: Path) -> None:
+    images = square_images(12, 5).images
+    for patch_cells in (2, 3):
+        path = tmp_path / f"{patch_cells}.safetensors"
+        agent = IntelligentMasking(frozen_env(4, patch_cells=patch_cells), width=8, replay_batch=8).learn(12)
+        agent.save(path)
+        corners, _ = agent.predict(images, deterministic=True)
+        side = 5 - patch_cells + 1
+        expected = np.zeros((12, 40, 40), np.bool_)
+        for i, corner in enumerate(corners):
+            top, left = (8 * v for v in divmod(int(corner), side))
+            expected[i, top : top + 8 * patch_cells, left : left + 8 * patch_cells] = True
+        masker = maskaug.load_masker(path)
+        assert np.array_equal(masker(images), expected)
+        assert np.array_equal(masker(images[3]), expected[3])
+        assert torch.equal(masker(torch.from_numpy(images)), torch.from_numpy(expected))
+        cells = maskaug.load_masker(path, area=0.2)(images).reshape(12, 5, 8, 5, 8)
+        assert (cells.all((2, 4)) == cells.any((2, 4))).all()
+        order = np.argsort(-agent.scores(images).reshape(12, -1), kind="stable")[:, :5]
+        for i, chosen in enumerate(cells.all((2, 4)).reshape(12, -1)):
+            assert set(np.flatnonzero(chosen)) == set(order[i])
+
+
+def test_maskers_of_intelligent_masking_on_sets_of_cells(tmp_path: Path) -> None:
+    images = square_images(12, 5).images
+    agent = IntelligentMasking(frozen_env(4, action="grid", area=0.24), width=8, replay_batch=8).learn(12)
+    agent.save(tmp_path / "m")
+    cells = maskaug.load_masker(tmp_path / "m")(images).reshape(12, 5, 8, 5, 8).all((2, 4))
+    assert (cells.sum((1, 2)) == 6).all()
+    assert np.array_equal(cells.reshape(12, -1), agent.predict(images, deterministic=True)[0])

@@ -9,7 +9,16 @@ from marker_game import MarkerJudge, marker_images
 from torch import Tensor, nn
 
 from maskaug.agents.agent import GridSpec
-from maskaug.benchmarks.masks import TITLES, MaskReport, _derangement, control_masks, gains, mask_report, retentions
+from maskaug.benchmarks.masks import (
+    TITLES,
+    MaskReport,
+    _derangement,
+    control_masks,
+    gains,
+    hits,
+    mask_report,
+    retentions,
+)
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.rewards import ClassifierReward
@@ -153,3 +162,74 @@ def test_the_table_and_the_flat_numbers_say_the_same() -> None:
     assert "25%" in lines[0]
     assert lines[1].split() == ["the", "agent's", "0.900", "+1.500"]
     assert lines[2].split() == ["random", "0.250", "-0.250"]
+
+
+# ---- patches ---------------------------------------------------------------------------------------------------------
+
+
+def is_a_patch(cells: Tensor, side: int) -> bool:
+    rows, columns = cells.any(1).nonzero().flatten(), cells.any(0).nonzero().flatten()
+    whole = [len(along) == side and int(along[-1] - along[0]) == side - 1 for along in (rows, columns)]
+    return all(whole) and int(cells.sum()) == side**2
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_the_controls_of_patches_are_patches(side: int) -> None:
+    held_out, train, spec = marker_images(20, 3), marker_images(10, 4), GridSpec((1, 32, 32), 4, side**2, side)
+    scores = np.random.default_rng(0).random((20, 4, 4), np.float32)
+    masks = control_masks(scores, held_out, train, spec, seed=2)
+    assert set(masks) == set(TITLES)
+    for draws in masks.values():
+        for cells in draws:
+            assert all(is_a_patch(one, side) for one in cells)
+    for i, own in enumerate(masks["agent"][0]):
+        sums = [scores[i, a : a + side, b : b + side].sum() for a in range(5 - side) for b in range(5 - side)]
+        assert scores[i][own.numpy()].sum() == pytest.approx(max(sums))
+    assert held_out.regions is not None
+    inside = held_out.regions.reshape(20, 4, 8, 4, 8).any((2, 4))
+    # Every marker lies in one cell, and the best patch for an image holds it.
+    assert (masks["ceiling"][0].numpy() & inside).any((1, 2)).all()
+    report = mask_report(scores, held_out, train, spec)
+    assert report.area == side**2 / 16
+    assert set(report.hit) == set(report.retention) == set(TITLES)
+    assert report.flat("x")["x.hit.centre"] == report.hit["centre"]
+    assert "points at it" in report.table().splitlines()[0]
+    assert all(f"{report.hit[name]:.3f}" in report.table() for name in TITLES)
+
+
+def test_hits_by_hand() -> None:
+    """The middle of a patch of 2×2 cells of 4 pixels is the first pixel of its last cell."""
+    regions = np.zeros((4, 16, 16), np.bool_)
+    regions[0, 4, 8] = True  # a single pixel, which is the middle
+    regions[1] = True
+    regions[1, 4, 8] = False  # all but the middle
+    regions[3, :, :8] = True  # the third image has no region; here the middle is one pixel too far right
+    images = np.zeros((4, 1, 16, 16), np.uint8)
+    held_out = ImageDataset("h", images, None, regions, np.arange(4), (), tuple("abcd"))
+    cells = torch.zeros(4, 4, 4).bool()
+    cells[:, 0:2, 1:3] = True
+    elsewhere = cells.roll(-1, 2)
+    found = hits({"agent": [cells], "both": [cells, elsewhere]}, held_out)
+    assert found["agent"].tolist() == [1, 0, 0]
+    # One cell to the left the middle is at column 4: another answer for all three.
+    assert found["both"].tolist() == [0.5, 0.5, 0.5]
+    assert hits({"agent": [cells]}, corners([-1, -1])) == {}
+
+
+@pytest.mark.parametrize("side", range(1, 8))
+def test_the_middle_of_a_patch_is_one_pixel_wherever_it_lies(side: int) -> None:
+    grid, cell = 8, 4
+    for corner in range(grid - side + 1):
+        regions = np.zeros((1, 32, 32), np.bool_)
+        middle = int((corner + side / 2) * cell)
+        regions[0, middle, middle] = True
+        data = ImageDataset("h", np.zeros((1, 1, 32, 32), np.uint8), None, regions, np.arange(1), (), ("a",))
+        cells = torch.zeros(1, grid, grid).bool()
+        cells[:, corner : corner + side, corner : corner + side] = True
+        assert hits({"agent": [cells]}, data)["agent"].tolist() == [1]
+
+
+def test_sets_of_cells_point_nowhere() -> None:
+    report = mask_report(scores_for([0, 1]), corners([0, 1]), corners([0, 1]), SPEC)
+    assert report.hit == {}
+    assert "points" not in report.table()

@@ -14,9 +14,10 @@ import maskaug
 from maskaug.agents.checkpoint import read_state
 from maskaug.benchmarks import run as run_module
 from maskaug.benchmarks import training
+from maskaug.benchmarks.evaluation import evaluate
 from maskaug.benchmarks.pretraining import pretrain_judge
 from maskaug.benchmarks.run import RunFolder, read_config, versions
-from maskaug.benchmarks.training import evaluate, train
+from maskaug.benchmarks.training import train
 from maskaug.envs.errors import ConfigurationError
 
 CONFIG = {"agent": "APGA", "num_envs": 2, "env": {"n": 40}, "settings": {"entropy": 0.1}}

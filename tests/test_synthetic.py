@@ -9,9 +9,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from maskaug.envs.busi import _class_names as busi_names
+from maskaug.envs.datasets import load_dataset
 from maskaug.envs.drawing import axes, cover, fractal_noise, octave_values, smooth_noise, stroke
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.synthetic import CHUNK, CONTRAST, DIFFICULTIES, KINDS, make_synthetic, render
+from maskaug.envs.synthetic import CHUNK, CONTRAST, DIFFICULTIES, KINDS, PRESENCE, make_synthetic, render
 
 Drawn = tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 
@@ -194,3 +196,83 @@ def test_stroke_measures_distance() -> None:
     assert distance[0, 32, 63] == pytest.approx(np.hypot(63.5 / 64 - 0.7, 0.5 / 64) - 0.1, abs=1e-6)
     area = cover(distance, 1 / 64).mean()
     assert area == pytest.approx(0.4 * 0.2 + np.pi * 0.1**2, abs=2e-3)
+
+
+# ---- is there a mass at all? -----------------------------------------------------------------------------------------
+
+
+def presence(size: int = 64, n: int = 300, difficulty: str = "medium") -> Drawn:
+    return ("ultrasound", *render("ultrasound", difficulty, size, 0, np.arange(n), "presence"))
+
+
+def test_presence_depends_on_its_number_alone() -> None:
+    n = CHUNK + 9
+    _, images, labels, regions = presence(n=n)
+    order = np.random.default_rng(0).permutation(n)
+    shuffled = render("ultrasound", "medium", 64, 0, order, "presence")
+    assert np.array_equal(shuffled[0], images[order])
+    assert np.array_equal(shuffled[1], labels[order])
+    assert np.array_equal(shuffled[2], regions[order])
+    # The same scene as for the diagnosis, with another answer to another question.
+    other = render("ultrasound", "medium", 64, 0, np.arange(n))
+    assert np.array_equal(other[1], labels)
+    assert np.array_equal(other[2], regions)
+    assert (images != other[0]).any((1, 2)).mean() > 0.9
+
+
+@pytest.mark.parametrize("size", [36, 64])
+def test_class_0_has_no_masses_and_class_1_dark_ones(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, images, labels, regions = presence(size)
+    assert np.array_equal(regions.any((1, 2)), labels == 1)
+    assert 0.4 < labels.mean() < 0.6
+    # Without any masses the same scenes: class 0 is the same to the bit, class 1 darker where its masses were.
+    monkeypatch.setitem(PRESENCE, "medium", 0.0)
+    bare = presence(size)[1]
+    assert np.array_equal(images[labels == 0], bare[labels == 0])
+    change = images[labels == 1].astype(float) - bare[labels == 1]
+    inside = regions[labels == 1]
+    assert np.percentile([c[r].mean() for c, r in zip(change, inside, strict=True)], 5) < -15
+    assert change.mean() < 0
+    # Two masses of one kind: the change is in the region and in as much elsewhere.
+    share = (-change * inside).sum() / (-change).clip(0).sum()
+    assert 0.3 < share < 0.7
+    # And in the image itself: dark against its surroundings.
+    darker = [
+        image[~region].mean() - image[region].mean() for image, region in zip(images[labels == 1], inside, strict=True)
+    ]
+    assert np.mean(darker) > 15
+    assert np.mean(np.array(darker) > 0) > 0.75
+
+
+def test_difficulty_is_how_dark_the_masses_are() -> None:
+    depth: dict[str, float] = {}
+    healthy: list[npt.NDArray[np.uint8]] = []
+    for difficulty in DIFFICULTIES:
+        _, images, labels, regions = presence(36, 120, difficulty)
+        ill = labels == 1
+        depth[difficulty] = np.mean(
+            [i[r].mean() - i[~r].mean() for i, r in zip(images[ill], regions[ill], strict=True)]
+        )
+        healthy.append(images[~ill])
+    assert np.array_equal(healthy[0], healthy[1])
+    assert np.array_equal(healthy[0], healthy[2])
+    assert depth["easy"] < depth["medium"] - 5 < depth["hard"] - 10
+
+
+def test_presence_as_a_data_set() -> None:
+    data = make_synthetic(kind="ultrasound", task="presence", n=5, image_size=48, seed=2, start=7)
+    assert data.class_names == busi_names("clean", "presence", None) == ("absent", "present")
+    assert (data.name, data.names[0]) == (
+        "synthetic-ultrasound-presence",
+        "synthetic-ultrasound-presence/medium/seed2/7",
+    )
+    diagnosis = make_synthetic(kind="ultrasound", n=5, image_size=48, seed=2, start=7)
+    assert not set(data.names) & set(diagnosis.names)
+    assert data.digest != diagnosis.digest
+    for kind in ("radiograph", "mr"):
+        with pytest.raises(ConfigurationError, match=f"is for kind='ultrasound'; a {kind} image's label asks that"):
+            make_synthetic(kind=kind, task="presence")
+    with pytest.raises(ConfigurationError, match="task='mood' is unknown; use one of diagnosis, presence"):
+        make_synthetic(kind="ultrasound", task="mood")
+    split = load_dataset("synthetic", split="val", kind="ultrasound", task="presence", n=40, image_size=36)
+    assert split.class_names == ("absent", "present")

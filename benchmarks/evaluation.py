@@ -1,0 +1,109 @@
+"""Evaluating what lies in a run's folder: masks beside their controls, and encoders with few labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskaug.agents.masker import load_agent
+from maskaug.benchmarks.downstream import DownstreamSettings, downstream, summarise, table
+from maskaug.benchmarks.pictures import masks_picture
+from maskaug.benchmarks.run import RunFolder, read_config
+from maskaug.benchmarks.training import (
+    JUDGE,
+    MASKER,
+    Print,
+    correlations,
+    dataset_of,
+    env_keywords,
+    heading_of,
+    report_on,
+)
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.game import resolve_device
+from maskaug.envs.judges import load_judge, make_judge
+from maskaug.envs.reconstructors import ContextEncoder, SmallContextEncoder, reestimate_statistics
+from maskaug.envs.rendering import save_picture
+from maskaug.envs.rewards import frozen_reward
+
+
+def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str, float]:
+    """Score the masker of a run on one split, with all controls; adds to its results.json and redraws masks.png."""
+    config = read_config(run)
+    asked = config["asked"]
+    keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
+    dataset, train_set = dataset_of(keywords, split), dataset_of(keywords)
+    if (only := keywords.get("only_class")) is not None and train_set.labels is not None:
+        train_set = train_set.subset(train_set.labels == train_set.class_names.index(only))
+    if train_set.source != config["resolved"]["data"]["source"]:
+        raise ConfigurationError(
+            f"{run} was trained on {config['resolved']['data']['name']}, but {train_set.name} is what is found now; "
+            "make the data reachable (MASKAUG_DATA) and try again"
+        )
+    if train_set.digest != config["resolved"]["data"]["digest"]:
+        say(f"note: the training images are not the ones that {run} was trained on (other files, or other decoders)")
+    for name in (MASKER, JUDGE):
+        if not (run / name).is_file():
+            raise ConfigurationError(f"{run} has no {name}: its training has not ended; continue it with --resume")
+    agent = load_agent(run / MASKER, device=device)
+    judge = frozen_reward(load_judge(run / JUDGE)[0], keywords.get("objective", "adversarial"), resolve_device(device))
+    report = report_on(agent, dataset, train_set, judge, keywords.get("fill", "zero"))
+    results = {**report.flat(split), **correlations(agent, dataset, judge, keywords.get("fill", "zero"))}
+    folder = RunFolder(run, asked, resume=True)
+    folder.results(results)
+    heading = heading_of(asked["agent"], dataset, report)
+    picture = masks_picture(agent, dataset, judge, keywords.get("fill", "zero"), heading=heading)
+    save_picture(str(run / "masks.png"), picture)
+    say(f"{dataset.name}, {split} split, {report.images} images\n{report.table()}")
+    told = {k: v for k, v in results.items() if ".correlation." in k}
+    if told:
+        agent_says, variance_says = told[f"{split}.correlation.agent"], told[f"{split}.correlation.local_variance"]
+        say(f"rank correlation with the true errors: {agent_says:.3f} (local variance {variance_says:.3f})")
+    return results
+
+
+def evaluate_downstream(
+    run: Path, device: str, *, budgets: Sequence[int] = (10, 50, 100), draws: int = 5, say: Print = print
+) -> dict[str, float]:
+    """Read the encoder of a reconstruction run out with few labels, beside the same network without pre-training.
+
+    Labelled images come from the run's training split, those that choose from its validation split, and the score from
+    its test split, whose groups pre-training has not seen. Adds to results.json.
+
+    Args:
+        run: the folder of a finished run with objective="reconstruction".
+        device: where features are computed.
+        budgets: numbers of labels; all of them are read out besides.
+        draws: how often the labels are drawn.
+        say: where lines for people go.
+    """
+    config = read_config(run)
+    asked = config["asked"]
+    keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
+    if keywords.get("split", "train") != "train":
+        raise ConfigurationError(
+            f"{run} was pre-trained on the {keywords['split']} split: there are no images left that it has not seen"
+        )
+    if not (run / JUDGE).is_file():
+        raise ConfigurationError(f"{run} has no {JUDGE}: its training has not ended; continue it with --resume")
+    model, about = load_judge(run / JUDGE)
+    if not isinstance(model, SmallContextEncoder | ContextEncoder):
+        raise ConfigurationError(
+            f"{run} has trained a classifier; --downstream reads out encoders, of runs with objective='reconstruction'"
+        )
+    settings = {"width": about["width"]} if "width" in about else {}
+    fresh = make_judge(about["judge"], about["in_channels"], None, asked["seed"], **settings)
+    assert isinstance(fresh, SmallContextEncoder | ContextEncoder)
+    train_set, val, test = (dataset_of(keywords, split) for split in ("train", "val", "test"))
+    reading = DownstreamSettings(budgets=(*budgets, None), draws=draws, seed=asked["seed"])
+    arms = {}
+    for title, network in (("pre-trained", model), ("not pre-trained", fresh)):
+        encoder = reestimate_statistics(network.encoder().to(resolve_device(device)), train_set.images)
+        arms[title] = downstream(encoder, train_set, val, test, reading, device=resolve_device(device))
+    results = {
+        **summarise(arms["pre-trained"]),
+        **summarise(arms["not pre-trained"], "downstream.untrained"),
+    }
+    RunFolder(run, asked, resume=True).results(results)
+    say(f"\n{test.name}, test split, {len(test)} images, mean ± SD of {draws} draws\n{table(arms)}")
+    return results
