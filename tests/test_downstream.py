@@ -180,7 +180,7 @@ def test_one_seed_gives_the_same_bits_whatever_was_drawn_before() -> None:
         ("logistic", {"pooling": ("std",)}),
         ("logistic", {"pooling": ("mean",)}),
         ("logistic", {"strengths": (1e-5,)}),
-        ("logistic", {"validation": 2}),
+        ("logistic", {"validation": 4}),
         ("logistic", {"seed": 1}),
     ],
 )

@@ -136,6 +136,7 @@ def test_twenty_kills_leave_no_trace(agent: str, tmp_path: Path) -> None:
         assert_equal_runs(tmp_path / "calm", out)
         kills += len(hits)
         print(
-            f"{agent}, run {runs}: killed after {', '.join(f'{h:.2f}' for h in hits)} s of {whole:.2f}; equal to the calm run"
+            f"{agent}, run {runs}: killed after {', '.join(f'{h:.2f}' for h in hits)} s of {whole:.2f}; "
+            "equal to the calm run"
         )
     assert kills == 20
