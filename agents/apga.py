@@ -31,7 +31,7 @@ step has no gradient and all its advantages are halved); both losses of a reward
 evaluation mode; masks are predicted in one batch. It deviates from the paper in its price, for which the paper has
 λ·BCE(P, 0) and the code the two terms above; and in its networks and size: here both losses train the same small
 network on g×g cells, which starts with half of the cells selected, with the same learning rate, clipped gradients,
-mirrored views and averaged weights (`max_grad_norm=float("inf")`, `mirror=False`, `average=0` switch these three off).
+mirrored views and averaged weights (`max_grad_norm=0`, `mirror=False`, `average=0` switch these three off).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class APGASettings:
         entropy: weight of the entropy of the first drawn cell, which keeps the policy from settling early
             ("reinforce" only).
         normalise: divide a batch's advantages by their root mean square ("reinforce" only).
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; 0 leaves them as they are.
         average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
         mirror: let the policy see half of its images mirrored, and average both views when it predicts.
         init: "judge" starts the policy's trunk from the judge's weights, "random" from the seed, "auto" from the judge
@@ -109,8 +109,8 @@ class APGASettings:
         for field in dataclasses.fields(self):
             if field.name in _IDLE[self.loss] and getattr(self, field.name) != field.default:
                 raise ConfigurationError(f"{field.name} does nothing with loss={self.loss!r}; leave it out")
-        if not 0 < self.learning_rate < math.inf or not self.max_grad_norm > 0:
-            raise ConfigurationError("learning_rate and max_grad_norm must be above 0, and learning_rate finite")
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.max_grad_norm < math.inf:
+            raise ConfigurationError("learning_rate must be above 0, max_grad_norm at least 0, and both finite")
         for name in ("entropy", "loss_scale", "penalty_none", "penalty_all"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
@@ -203,7 +203,8 @@ class APGA(MaskAgent):
         )
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
+        if self.settings.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
         self.optimiser.step()
         metrics["train/loss"] = float(loss.detach())
         if env.game.joint:

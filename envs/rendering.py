@@ -69,7 +69,9 @@ def sheet(rows: Sequence[Sequence[Picture]], titles: Sequence[str], heading: str
     canvas = Image.new("RGB", (width, top + 22 + len(rows) * (side_h + gap)), _PAPER)
     draw = ImageDraw.Draw(canvas)
     if heading:
-        draw.text((left, top // 2), heading, fill=_INK, font=_font(17), anchor="lm")
+        # As large as fits: few columns leave little room for a long line.
+        sizes = [size for size in range(17, 8, -1) if draw.textlength(heading, _font(size)) <= width - 2 * gap]
+        draw.text((left, top // 2), heading, fill=_INK, font=_font(sizes[0] if sizes else 8), anchor="lm")
     for column, title in enumerate(titles):
         draw.text((left + column * (side_w + gap), top + 10), title, fill=_INK, font=_font(14), anchor="lm")
     for i, row in enumerate(rows):

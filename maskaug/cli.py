@@ -83,7 +83,7 @@ class APGAOptions:
         learning_rate: of Adam.
         entropy: weight of the entropy (reinforce only).
         normalise: advantages of unit size (reinforce only).
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; 0: not at all.
         average: decay of the averaged weights.
         mirror: mirrored views.
         init: "auto", "judge" or "random": where the policy's trunk comes from.
@@ -121,14 +121,14 @@ class IntelligentMaskingOptions:
         width: channels of the first stage (imagining, plain).
         learning_rate: of Adam.
         schedule: of the learning rate: constant, linear or published.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; 0: not at all.
         exploration: softmax, epsilon or published.
         temperature: of softmax.
         epsilon_start: share of random actions at the beginning (epsilon only).
         epsilon_end: and at the end (epsilon only).
         share: of the hidden cells, how many Q chooses in the end (action grid only).
         target: cells or patch.
-        loss: huber, squared or ranking.
+        loss: log, huber, squared or ranking.
         low_pass: smooth errors over neighbouring hidden cells.
         replay: transitions that are remembered.
         replay_updates: updates on them for each batch of new ones.

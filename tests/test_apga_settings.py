@@ -28,7 +28,7 @@ def test_every_setting_does_something(field: str) -> None:
         agent = APGA(env, seed=1, **settings).learn(12)
         return agent.scores(env.dataset.images[:3])
 
-    base: dict[str, Any] = {"loss": "published", "max_grad_norm": float("inf")} if field in PUBLISHED_ONLY else {}
+    base: dict[str, Any] = {"loss": "published", "max_grad_norm": 0.0} if field in PUBLISHED_ONLY else {}
     assert np.array_equal(scores(**base), scores(**base))
     assert not np.array_equal(scores(**base), scores(**{**base, field: OTHER[field]}))
 
@@ -40,7 +40,8 @@ def test_every_setting_does_something(field: str) -> None:
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"learning_rate": "fast"}, "a number"),
-        ({"max_grad_norm": 0}, "max_grad_norm"),
+        ({"max_grad_norm": -1}, "max_grad_norm"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm"),
         ({"entropy": -1.0}, "entropy"),
         ({"entropy": float("inf")}, "entropy"),
         ({"average": 1.0}, "average"),
