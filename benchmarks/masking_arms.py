@@ -10,6 +10,7 @@ nothing and reconstructs what it sees: if it does as well, it was not the hiding
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -185,33 +186,53 @@ def intelligent_masking(
     Args:
         settings: what is run.
         seeds: which.
-        out: a folder for results.json and arms.png (of the last seed).
+        out: a folder for results.json and arms.png (of the last seed). Seeds that it holds already are not done again.
         device: where everything runs.
         say: where lines for people go.
     """
-    rows: list[dict[str, float]] = []
+    done = {} if out is None else _finished(out, settings)
+    arms: dict[str, Arm] = {}
     for seed in seeds:
+        if str(seed) in done:
+            say(f"seed {seed}: found in {out}/results.json")
+            continue
         began = time.perf_counter()
-        figures, arms = one_seed(settings, seed, device)
-        rows.append(figures)
+        done[str(seed)], arms = one_seed(settings, seed, device)
         key = _headline(settings)
-        told = "  ".join(f"{name} {figures[f'{name}.{key}']:.3f}" for name in settings.arms)
+        told = "  ".join(f"{name} {done[str(seed)][f'{name}.{key}']:.3f}" for name in settings.arms)
         say(f"seed {seed} ({time.perf_counter() - began:.0f} s), {key}: {told}")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            write_json(
-                out / "results.json",
-                {"settings": dataclasses.asdict(settings), "summary": summary_of(rows, settings), "seeds": rows,
-                 "unfinished": len(rows) < len(seeds)},
-            )  # fmt: skip
+            _write(out, settings, done, unfinished=any(str(s) not in done for s in seeds))
+            keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
+            save_picture(str(out / "arms.png"), arms_picture(settings, arms, dataset_of(keywords, "test")))
+    rows = [done[str(seed)] for seed in seeds]
     summary = summary_of(rows, settings)
     say(arms_table(summary, settings, len(rows)))
     if out is not None:
-        keywords = {**env_keywords(settings.env_id, settings.env), "seed": seeds[-1]}
-        picture = arms_picture(settings, arms, dataset_of(keywords, "test"))
-        save_picture(str(out / "arms.png"), picture)
+        _write(out, settings, done, unfinished=False)
         say(f"wrote {out}/")
     return summary
+
+
+def _write(out: Path, settings: ArmsSettings, done: Mapping[str, dict[str, float]], *, unfinished: bool) -> None:
+    summary = summary_of(list(done.values()), settings)
+    write_json(
+        out / "results.json",
+        {"settings": dataclasses.asdict(settings), "summary": summary, "seeds": dict(done), "unfinished": unfinished},
+    )
+
+
+def _finished(out: Path, settings: ArmsSettings) -> dict[str, dict[str, float]]:
+    # A long table is made in several sittings: what is there already, with the same settings, is not done again.
+    file = out / "results.json"
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found["settings"] != json.loads(json.dumps(dataclasses.asdict(settings))):
+        raise ConfigurationError(f"{file} holds a table with other settings; choose another --out, or delete it")
+    seeds: dict[str, dict[str, float]] = found["seeds"]
+    return seeds
 
 
 def summary_of(rows: Sequence[Mapping[str, float]], settings: ArmsSettings) -> dict[str, float]:

@@ -158,7 +158,7 @@ def test_the_table_of_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "all labels" in printed
     results = json.loads((out / "results.json").read_text())
     assert not results["unfinished"]
-    summary, seeds = results["summary"], results["seeds"]
+    summary, seeds = results["summary"], results["seeds"].values()
     key = "logistic.6.accuracy"
     paired = [row[f"ours.{key}"] - row[f"random.{key}"] for row in seeds]
     found = [summary[f"ours-random.{key}.{end}"] for end in ("mean", "low", "high")]
@@ -166,6 +166,21 @@ def test_the_table_of_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert {"ours.correlation.mean", "published.hit.agent.mean", "ours.retention.random.mean"} <= set(summary)
     with Image.open(out / "arms.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_a_table_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, told = dataclasses.replace(TINY, arms=("none", "random")), list[str]()
+    both = intelligent_masking(settings, [0, 1], tmp_path / "whole", "cpu", told.append)
+    intelligent_masking(settings, [0], tmp_path / "parts", "cpu", told.append)
+    again = intelligent_masking(settings, [0, 1], tmp_path / "parts", "cpu", told.append)
+    assert again["random.logistic.6.accuracy.mean"] == both["random.logistic.6.accuracy.mean"]
+    assert f"seed 0: found in {tmp_path}/parts/results.json" in told
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts"))
+    for seed in ("0", "1"):
+        figures = {k: v for k, v in one["seeds"][seed].items() if not k.endswith("cpu_s")}
+        assert figures == {k: v for k, v in two["seeds"][seed].items() if not k.endswith("cpu_s")}
+    with pytest.raises(ConfigurationError, match="other settings"):
+        intelligent_masking(dataclasses.replace(settings, updates=4), [0], tmp_path / "parts", "cpu", told.append)
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -126,13 +126,15 @@ def test_two_kills_leave_no_trace(agent: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @agents
 def test_twenty_kills_leave_no_trace(agent: str, tmp_path: Path) -> None:
-    whole = calm_run(agent, tmp_path / "calm", 3200)
+    # As long as it takes for the kills to fall into different checkpoints; a reconstructor's cost more to score.
+    timesteps = {"apga": 3200, "intelligent-masking": 640}[agent]
+    whole = calm_run(agent, tmp_path / "calm", timesteps)
     rng = random.Random(2026)
     kills = runs = 0
     while kills < 20:
         runs += 1
         out = tmp_path / f"killed {runs}"
-        hits = killed_after(agent, out, 3200, [rng.uniform(0, whole) for _ in range(min(5, 20 - kills))])
+        hits = killed_after(agent, out, timesteps, [rng.uniform(0, whole) for _ in range(min(5, 20 - kills))])
         assert_equal_runs(tmp_path / "calm", out)
         kills += len(hits)
         print(
