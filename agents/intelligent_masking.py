@@ -97,7 +97,7 @@ class IntelligentMaskingSettings:
         low_pass: smooth errors over neighbouring hidden cells.
         replay: transitions that are remembered; 0 remembers none; -1 as many as stay true: 8 batches where the
             reconstructor learns along, 65 536 where it is frozen.
-        replay_updates: updates on remembered transitions for each batch of new ones; -1: 3 where the reconstructor is
+        replay_updates: updates on remembered transitions for each batch of new ones; -1: 6 where the reconstructor is
             frozen, and 1 where it learns along and all of it has to be relearnt anyway.
         replay_batch: transitions of each.
         average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
@@ -332,7 +332,7 @@ class IntelligentMasking(MaskAgent):
             corners = actions.cpu().numpy() if self.spec.patch_cells else index
             self._replay.add(index, errors.numpy(), corners)
             updates = self.settings.replay_updates
-            for _ in range(updates if updates > 0 else 1 if env.game.joint else 3):
+            for _ in range(updates if updates > 0 else 1 if env.game.joint else 6):
                 again, remembered = self._replay.sample(self.settings.replay_batch, self.generator)
                 frames = torch.from_numpy(env.dataset.images[again]).to(self.device)
                 self._learn(self._q_maps(frames), remembered.to(self.device))

@@ -89,12 +89,14 @@ class Arm:
         judge: the pre-trained reconstructor.
         masker: what chose the masks; has `scores` and `predict`; None for "none".
         spec: the game it was chosen in.
+        fill: what hidden pixels became in it.
         cpu_s: of its pre-training.
     """
 
     judge: ReconstructionReward
     masker: Any
     spec: GridSpec
+    fill: str
     cpu_s: float
 
 
@@ -130,7 +132,7 @@ def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "aut
         observation, _ = env.reset(seed=seed)
         for _ in range(settings.updates):
             observation, *_ = env.step(masker.predict(observation)[0])
-    return Arm(reward, masker, spec, time.process_time() - began)
+    return Arm(reward, masker, spec, env.game.fill, time.process_time() - began)
 
 
 def one_seed(settings: ArmsSettings, seed: int, device: str = "auto") -> tuple[dict[str, float], dict[str, Arm]]:
@@ -148,19 +150,16 @@ def one_seed(settings: ArmsSettings, seed: int, device: str = "auto") -> tuple[d
         figures |= summarise(downstream(encoder, train, val, test, reading, device=arm.judge.device), name)
         figures[f"{name}.cpu_s"] = arm.cpu_s
         if name in CONTROL:
-            figures |= {f"{name}.{k}": v for k, v in mask_figures(settings, arm, train, test, seed).items()}
+            figures |= {f"{name}.{k}": v for k, v in mask_figures(arm, train, test, seed).items()}
     return figures, arms
 
 
-def mask_figures(
-    settings: ArmsSettings, arm: Arm, train: ImageDataset, test: ImageDataset, seed: int
-) -> dict[str, float]:
+def mask_figures(arm: Arm, train: ImageDataset, test: ImageDataset, seed: int) -> dict[str, float]:
     """What a learned map knows on held-out images: the error's ranking, and the region at the size of one patch."""
     scores = all_scores(arm.masker, test)
-    fill = settings.env.get("fill", "zero")
     # Every image is hidden in many ways for this: a part of them will do.
     some = np.unique(np.linspace(0, len(test) - 1, min(128, len(test))).astype(int))
-    errors = true_errors(arm.judge, test.subset(some), arm.spec, fill, seed=seed)
+    errors = true_errors(arm.judge, test.subset(some), arm.spec, arm.fill, seed=seed)
     variance = all_scores(LocalVariance(arm.spec), test.subset(some))
     side = arm.spec.patch_cells or 2
     patch = dataclasses.replace(arm.spec, cells=side**2, patch_cells=side)
@@ -205,7 +204,7 @@ def intelligent_masking(
             out.mkdir(parents=True, exist_ok=True)
             _write(out, settings, done, unfinished=any(str(s) not in done for s in seeds))
             keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
-            save_picture(str(out / "arms.png"), arms_picture(settings, arms, dataset_of(keywords, "test")))
+            save_picture(str(out / "arms.png"), arms_picture(arms, dataset_of(keywords, "test")))
     rows = [done[str(seed)] for seed in seeds]
     summary = summary_of(rows, settings)
     say(arms_table(summary, settings, len(rows)))
@@ -281,7 +280,7 @@ def arms_table(summary: Mapping[str, float], settings: ArmsSettings, seeds: int)
     return "\n".join(lines)
 
 
-def arms_picture(settings: ArmsSettings, arms: Mapping[str, Arm], test: ImageDataset, side: int = 128) -> Picture:
+def arms_picture(arms: Mapping[str, Arm], test: ImageDataset, side: int = 128) -> Picture:
     """One held-out image per arm: image · Q-map · what was hidden · hidden image · what came back."""
     shown = test.with_region() if test.regions is not None and test.regions.any() else test
     one = shown.subset([len(shown) // 2])
@@ -298,7 +297,7 @@ def arms_picture(settings: ArmsSettings, arms: Mapping[str, Arm], test: ImageDat
         )
         scores = arm.masker.scores(np.array(one.images)) if name in CONTROL else None
         masks = cells_to_mask(cells, *one.shape[1:])
-        (row,) = reconstruction_rows(one, scores, masks, arm.judge, settings.env.get("fill", "zero"), side)
+        (row,) = reconstruction_rows(one, scores, masks, arm.judge, arm.fill, side)
         rows.append([label(row[0], TITLES[name]), *(label(panel, "") for panel in row[1:])])
     return sheet(rows, ["image", "Q-map", "what was hidden", "hidden image", "what came back"])
 

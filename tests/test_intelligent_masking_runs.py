@@ -148,6 +148,16 @@ def test_the_arms_hide_what_they_say() -> None:
     assert {(spec.cells, spec.patch_cells) for spec in patches.values()} == {(4, 2)}
 
 
+def test_the_published_arms_play_the_papers_game_and_are_scored_in_it() -> None:
+    settings = dataclasses.replace(TINY, env={**DATA, "fill": "mean", "visible_weight": 1.0, "judge_lr": 5e-3})
+    fills = {}
+    for arm in ("ours", "random", "published", "random_patch"):
+        left = pretrain_arm(settings, arm, 0, "cpu")
+        fills[arm] = (left.fill, left.judge.visible_weight, left.judge.lr)
+    assert fills["ours"] == fills["random"] == ("mean", 1.0, 5e-3)
+    assert fills["published"] == fills["random_patch"] == ("zero", 0.0, 1e-3)
+
+
 def test_the_table_of_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--updates", "3", "--batch", "8", "--budgets", "6", "0", "--draws", "1", "--seeds", "0", "1"]
     arms = ["--arms", "none", "random", "ours", "random_patch", "published", "--readouts", "logistic"]

@@ -138,7 +138,7 @@ def test_deterministic_predictions_are_deterministic_and_draws_are_not() -> None
     assert np.array_equal(drawn, twin.predict(images)[0])
 
 
-@pytest.mark.parametrize(("make", "capacity", "updates"), [(joint_env, 16, 1), (frozen_env, 65_536, 3)])
+@pytest.mark.parametrize(("make", "capacity", "updates"), [(joint_env, 16, 1), (frozen_env, 65_536, 6)])
 def test_how_much_is_remembered_follows_from_the_game(
     monkeypatch: pytest.MonkeyPatch, make: Any, capacity: int, updates: int
 ) -> None:
