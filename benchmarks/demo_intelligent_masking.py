@@ -16,7 +16,7 @@ from maskaug.benchmarks.masking_arms import ArmsSettings, intelligent_masking
 DEMO = ArmsSettings(
     "MaskAug-Synthetic-v0",
     {"kind": "ultrasound", "task": "presence", "n": 3000, "fill": "mean", "judge_lr": 2e-3},
-    updates=200,
+    updates=150,
     arms=("none", "autoencoder", "random", "ours", "random_patch", "published"),
     budgets=(100,),
     draws=5,
