@@ -66,7 +66,7 @@ def reconstruction_rows(
 
     Args:
         dataset: a few images.
-        scores: (N, g, g) the Q-map; None shows the image in its place.
+        scores: (N, g, g) the Q-map; None leaves its place empty.
         masks: (N, H, W) bool.
         judge: the reconstructor.
         fill: what hidden pixels become.
@@ -80,13 +80,15 @@ def reconstruction_rows(
         mask = masks[i].numpy()
         panels = [
             base,
-            base if scores is None else heat(base, scores[i]),
+            np.full_like(base, 24) if scores is None else heat(base, scores[i]),
             tint(base, mask, MASK),
             to_rgb(hidden[i], side),
             outline(to_rgb(restored[i], side), mask, MASK, 1),
         ]
         if region is not None:
-            panels[:3] = [outline(panel, region, REGION) for panel in panels[:3]]
+            shown = [0, 2] if scores is None else [0, 1, 2]
+            for k in shown:
+                panels[k] = outline(panels[k], region, REGION)
         result.append(panels)
     return result
 
