@@ -21,7 +21,7 @@ from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import resolve_device
-from maskaug.envs.masking import top_cells
+from maskaug.envs.masking import patch_scores, patch_to_cells, top_cells
 from maskaug.envs.networks import to_float
 
 #: called after every update with the agent and its metrics; returning False ends the training.
@@ -43,6 +43,19 @@ class GridSpec:
     grid: int
     cells: int
     patch_cells: int = 0
+
+    def best(self, scores: Tensor) -> Tensor:
+        """Scores (N, g, g) → the top cells, or the patch of the highest mean score, as cells (N, g, g) bool."""
+        if not self.patch_cells:
+            return top_cells(scores, self.cells)
+        return patch_to_cells(patch_scores(scores, self.patch_cells).argmax(1), self.grid, self.patch_cells)
+
+    def cells_of(self, actions: npt.NDArray[Any]) -> Tensor:
+        """What `predict` returned for N images → cells (N, g, g) bool."""
+        chosen = torch.from_numpy(actions)
+        if not self.patch_cells:
+            return chosen.bool().reshape(-1, self.grid, self.grid)
+        return patch_to_cells(chosen, self.grid, self.patch_cells)
 
 
 class MaskAgent(ABC):

@@ -15,7 +15,7 @@ from maskaug.agents.apga import APGA
 from maskaug.agents.checkpoint import CheckpointError, read_state
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.masking import cells_for_area, cells_to_mask, patch_to_cells, top_cells
+from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 
 #: every agent whose file `load_masker` and the command line can read.
 AGENTS: dict[str, type[MaskAgent]] = {"APGA": APGA, "IntelligentMasking": IntelligentMasking}
@@ -61,8 +61,7 @@ class Masker:
         spec = self.agent.spec
         batch = images[None] if images.ndim == 3 else images
         if self._patch:
-            corners, _ = self.agent.predict(batch, deterministic=True)
-            cells = patch_to_cells(torch.from_numpy(corners), spec.grid, spec.patch_cells)
+            cells = spec.cells_of(self.agent.predict(batch, deterministic=True)[0])
         else:
             cells = top_cells(torch.from_numpy(self.agent.scores(batch)), self.cells)
         mask = cells_to_mask(cells, *spec.image_shape[1:])

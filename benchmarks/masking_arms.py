@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskaug.agents.agent import GridSpec
 from maskaug.agents.heuristics import FixedMask, LocalVariance, RandomMasks
@@ -26,13 +25,13 @@ from maskaug.benchmarks.downstream import DownstreamSettings, downstream, paired
 from maskaug.benchmarks.errors import rank_correlation, true_errors
 from maskaug.benchmarks.masks import control_masks, hits, retentions
 from maskaug.benchmarks.pictures import reconstruction_rows
-from maskaug.benchmarks.training import all_scores, dataset_of, env_keywords
+from maskaug.benchmarks.training import all_scores, dataset_of, env_keywords, own_masks
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
 from maskaug.envs.judges import make_judge
-from maskaug.envs.masking import cells_to_mask, patch_to_cells
+from maskaug.envs.masking import cells_to_mask
 from maskaug.envs.reconstructors import reestimate_statistics
 from maskaug.envs.rendering import Picture, label, save_picture, sheet
 from maskaug.envs.rewards import ReconstructionReward
@@ -167,7 +166,7 @@ def mask_figures(arm: Arm, train: ImageDataset, test: ImageDataset, seed: int) -
         "correlation": float(np.nanmean(rank_correlation(scores[some], errors))),
         "correlation.local_variance": float(np.nanmean(rank_correlation(variance, errors))),
     }
-    masks = control_masks(scores, test, train, patch, seed)
+    masks = control_masks(scores, test, train, patch, seed, own_masks(arm.masker, test))
     for what, values in (("hit", hits(masks, test)), ("retention", retentions(masks, test))):
         result |= {f"{what}.{name}": float(v.mean()) for name, v in values.items()}
     return result
@@ -288,13 +287,7 @@ def arms_picture(arms: Mapping[str, Arm], test: ImageDataset, side: int = 128) -
     for name, arm in arms.items():
         if arm.masker is None:
             continue
-        actions = torch.from_numpy(np.asarray(arm.masker.predict(np.array(one.images), deterministic=True)[0]))
-        spec = arm.spec
-        cells = (
-            patch_to_cells(actions, spec.grid, spec.patch_cells)
-            if spec.patch_cells
-            else actions.bool().reshape(-1, spec.grid, spec.grid)
-        )
+        cells = arm.spec.cells_of(arm.masker.predict(np.array(one.images), deterministic=True)[0])
         scores = arm.masker.scores(np.array(one.images)) if name in CONTROL else None
         masks = cells_to_mask(cells, *one.shape[1:])
         (row,) = reconstruction_rows(one, scores, masks, arm.judge, arm.fill, side)

@@ -24,10 +24,7 @@ from maskaug.envs.masking import (
     filler,
     hide,
     mask_to_cells,
-    patch_scores,
-    patch_to_cells,
     retention,
-    top_cells,
 )
 from maskaug.envs.rewards import RewardModel
 
@@ -37,7 +34,12 @@ CHUNK = 64
 
 
 def control_masks(
-    scores: npt.NDArray[np.float32], dataset: ImageDataset, train: ImageDataset, spec: GridSpec, seed: int = 0
+    scores: npt.NDArray[np.float32],
+    dataset: ImageDataset,
+    train: ImageDataset,
+    spec: GridSpec,
+    seed: int = 0,
+    own: Tensor | None = None,
 ) -> dict[str, list[Tensor]]:
     """A ranking's masks and its controls as cells, (N, g, g) bool each; several draws where there is chance.
 
@@ -47,6 +49,8 @@ def control_masks(
         train: the training images, for the mean region.
         spec: grid and number of cells, or side of a patch.
         seed: of random masks and swaps.
+        own: the ranker's own masks as cells, (N, g, g) bool, where they do not follow from its scores of cells: what an
+            agent that plays patches thinks of a patch is not the mean of its cells' scores. None: the best by `scores`.
 
     Returns:
         "agent"; "swapped", the agent's own masks, each on another image; "random"; "centre"; and where regions are
@@ -58,28 +62,21 @@ def control_masks(
     rng = np.random.default_rng(seed)
     random = RandomMasks(spec, seed)
 
-    def cells(actions: npt.NDArray[Any]) -> Tensor:
-        chosen = torch.from_numpy(actions)
-        if spec.patch_cells:
-            return patch_to_cells(chosen, spec.grid, spec.patch_cells)
-        return chosen.bool().reshape(n, spec.grid, spec.grid)
+    def best(ranking: npt.NDArray[Any]) -> Tensor:
+        return spec.best(torch.from_numpy(np.ascontiguousarray(ranking)))
 
-    def best(ranking: Any) -> Tensor:
-        scored = torch.from_numpy(np.ascontiguousarray(ranking))
-        if spec.patch_cells:
-            return patch_to_cells(patch_scores(scored, spec.patch_cells).argmax(1), spec.grid, spec.patch_cells)
-        return top_cells(scored, spec.cells)
-
-    own = best(scores)
+    own = best(scores) if own is None else own
     masks = {
         "agent": [own],
         "swapped": [own[_derangement(rng, n)] for _ in range(DRAWS)],
-        "random": [cells(random.predict(dataset.images)[0]) for _ in range(DRAWS)],
+        "random": [spec.cells_of(random.predict(dataset.images)[0]) for _ in range(DRAWS)],
         "centre": [best(FixedMask.centre(spec).scores(dataset.images))],
     }
     if dataset.regions is not None and train.regions is not None and train.regions.any():
         masks["mean_region"] = [best(FixedMask.mean_region(spec, train).scores(dataset.images))]
-        masks["ceiling"] = [best(mask_to_cells(torch.from_numpy(np.ascontiguousarray(dataset.regions)), spec.grid))]
+        masks["ceiling"] = [
+            spec.best(mask_to_cells(torch.from_numpy(np.ascontiguousarray(dataset.regions)), spec.grid))
+        ]
     return masks
 
 
@@ -205,9 +202,10 @@ def mask_report(
     judge: RewardModel | None = None,
     fill: str = "zero",
     seed: int = 0,
+    own: Tensor | None = None,
 ) -> MaskReport:
     """Score a ranking of cells, (N, g, g) for all images of `dataset`, beside its controls; see `control_masks`."""
-    masks = control_masks(scores, dataset, train, spec, seed)
+    masks = control_masks(scores, dataset, train, spec, seed, own)
     kept = retentions(masks, dataset)
     gained = {} if judge is None else gains(masks, dataset, judge, fill, seed)
     pointed = hits(masks, dataset) if spec.patch_cells else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ from torch import Tensor
 from maskaug.agents.agent import MaskAgent
 from maskaug.agents.masker import Masker
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.masking import cells_to_mask, filler, hide
+from maskaug.envs.masking import filler, hide
 from maskaug.envs.networks import to_float
 from maskaug.envs.rendering import MASK, REGION, Picture, heat, mask_row, outline, sheet, tint, to_rgb
 from maskaug.envs.rewards import ReconstructionReward, RewardModel
@@ -115,8 +114,3 @@ def fill_in(
     judge.model.eval()
     answer = (255 * judge.model(to_float(hidden))).round().clamp(0, 255).to(torch.uint8)
     return hidden.cpu().numpy(), torch.where(mask[:, None], answer, whole).cpu().numpy()
-
-
-def cells_as_masks(cells: Tensor, shape: Sequence[int]) -> Tensor:
-    """Cells (N, g, g) bool → masks (N, H, W) bool for images of shape (C, H, W)."""
-    return cells_to_mask(cells, shape[1], shape[2])

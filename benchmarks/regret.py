@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from maskaug.agents.agent import GridSpec, MaskAgent
+from maskaug.agents.agent import MaskAgent
 from maskaug.agents.heuristics import FixedMask, Heuristic, LocalVariance
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.benchmarks.downstream import paired_interval
@@ -67,8 +67,7 @@ def one_seed(settings: RegretSettings, seed: int) -> dict[str, float]:
     held_out = env.evaluation(settings.split)
     every = held_out.game.action_rewards(np.arange(len(held_out.dataset)))
     images = held_out.dataset.images
-    spec = GridSpec(agent.spec.image_shape, agent.spec.grid, agent.spec.cells, agent.spec.patch_cells)
-    others: dict[str, Heuristic] = {"local_variance": LocalVariance(spec), "centre": FixedMask.centre(spec)}
+    others: dict[str, Heuristic] = {"local_variance": LocalVariance(agent.spec), "centre": FixedMask.centre(agent.spec)}
     random, oracle = float(every.mean()), float(every.max(1).mean())
     result = {"random": random, "oracle": oracle, "cpu_s": seconds, "steps_per_cpu_s": agent.num_timesteps / seconds}
     maskers: dict[str, MaskAgent | Heuristic] = {"agent": agent, **others}

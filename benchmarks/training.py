@@ -11,6 +11,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from maskaug.agents.agent import MaskAgent
 from maskaug.agents.heuristics import LocalVariance
@@ -150,7 +151,8 @@ def train(
             folder.tidy()
             picture = masks_picture(current, check_set, game.reward_model, game.fill, rows=4, blocks=1)
             folder.image("masks", picture, current.num_timesteps)
-            shown = mask_report(all_scores(current, check_set), check_set, train_set, current.spec)
+            scores, own = all_scores(current, check_set), own_masks(current, check_set)
+            shown = mask_report(scores, check_set, train_set, current.spec, own=own)
             values = shown.flat(check_set.split)
             values |= correlations(current, check_set, game.reward_model, game.fill)
             folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in values.items()}, csv_row=False)
@@ -212,7 +214,8 @@ def report_on(
     agent: MaskAgent, dataset: ImageDataset, train_set: ImageDataset, judge: RewardModel, fill: str
 ) -> MaskReport:
     """The agent's masks on `dataset` beside their controls; chunks keep the memory small."""
-    return mask_report(all_scores(agent, dataset), dataset, train_set, agent.spec, judge=judge, fill=fill)
+    own = own_masks(agent, dataset)
+    return mask_report(all_scores(agent, dataset), dataset, train_set, agent.spec, judge=judge, fill=fill, own=own)
 
 
 def correlations(agent: MaskAgent, dataset: ImageDataset, judge: RewardModel, fill: str) -> dict[str, float]:
@@ -234,6 +237,18 @@ def correlations(agent: MaskAgent, dataset: ImageDataset, judge: RewardModel, fi
         for name, values in found.items()
         if np.isfinite(values).any()
     }
+
+
+def own_masks(agent: Any, dataset: ImageDataset, chunk: int = 64) -> Tensor | None:
+    """The patches that an agent would play, as cells (N, g, g) bool; None where its masks follow from its scores."""
+    if not agent.spec.patch_cells:
+        return None
+    images = dataset.images
+    parts = [
+        agent.predict(np.array(images[i : i + chunk]), deterministic=True)[0] for i in range(0, len(images), chunk)
+    ]
+    cells: Tensor = agent.spec.cells_of(np.concatenate(parts))
+    return cells
 
 
 def all_scores(agent: Any, dataset: ImageDataset, chunk: int = 64) -> npt.NDArray[np.float32]:

@@ -6,7 +6,7 @@ Inside they work on [−1, 1], as the paper does. `encoder()` gives the part tha
 from __future__ import annotations
 
 import copy
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -81,16 +81,6 @@ def reestimate_statistics(
         norm.momentum = momentum
         nn.Module.train(norm, False)
     return encoder
-
-
-class Reconstructor(Protocol):
-    """What every reconstruction network of MaskAug offers beside `forward`."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) float in [0, 1] → feature maps (N, F, h, w)."""
-
-    def encoder(self) -> FrozenEncoder:
-        """A frozen copy of the part that is kept."""
 
 
 def _stage(inside: int, outside: int) -> nn.Sequential:

@@ -215,7 +215,6 @@ class ReconstructionReward(RewardModel):
         self.batch, self.visible_weight = batch, visible_weight
         #: masks whose gradients wait for the update to come.
         self.waiting = 0
-        self._frozen_buffers = not any(True for _ in model.buffers())
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -259,7 +258,7 @@ class ReconstructionReward(RewardModel):
         if self.optimiser is None:
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
         # Batch norm has already counted the images when a bad error shows.
-        before = [] if self._frozen_buffers else [b.clone() for b in self.model.buffers()]
+        before = [b.clone() for b in self.model.buffers()]
         self.model.train()
         errors = self.errors(images, hidden, cells.shape[-1])
         self.model.eval()
