@@ -9,6 +9,11 @@ from maskaug.envs.networks import ConvTrunk
 from maskaug.envs.reconstructors import PaperEncoder
 
 
+def _on_grid(maps: Tensor, grid: int) -> Tensor:
+    # (N, F, h, w) → (N, F, g, g); a copy only where the trunk's map is not the grid already.
+    return maps if maps.shape[-2:] == (grid, grid) else functional.adaptive_avg_pool2d(maps, grid)
+
+
 class GridPolicy(nn.Module):
     """Fully convolutional scores over a g×g grid: the judge's trunk, a 1×1 convolution, and a resize to the grid.
 
@@ -40,8 +45,7 @@ class GridPolicy(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] → (N, g, g)."""
         maps: Tensor = self.head(self.trunk(images))
-        if maps.shape[-2:] != (self.grid, self.grid):
-            maps = functional.adaptive_avg_pool2d(maps, self.grid)
+        maps = _on_grid(maps, self.grid)
         if self.smooth:
             kernel = maps.new_tensor([1.0, 2.0, 1.0]) / 4
             maps = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
@@ -68,8 +72,7 @@ class QMap(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] → (N, R, g, g)."""
         maps: Tensor = self.head(self.trunk(2 * images - 1))
-        if maps.shape[-2:] != (self.grid, self.grid):
-            maps = functional.adaptive_avg_pool2d(maps, self.grid)
+        maps = _on_grid(maps, self.grid)
         return maps
 
 
@@ -100,8 +103,7 @@ class ImaginingQMap(nn.Module):
         """(N, C, H, W) float in [0, 1] → (N, R, g, g), logarithms."""
         x = 2 * images - 1
         maps = self.trunk(x)
-        if maps.shape[-2:] != (self.grid, self.grid):
-            maps = functional.adaptive_avg_pool2d(maps, self.grid)
+        maps = _on_grid(maps, self.grid)
         guess = functional.pixel_shuffle(self.guess(maps), 2)
         size = x.shape[-2:]
         guess = functional.interpolate(guess, size, mode="bilinear", align_corners=False)

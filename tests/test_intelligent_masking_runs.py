@@ -22,9 +22,10 @@ from maskaug.benchmarks.masking_arms import (
     pretrain_arm,
     summary_of,
 )
+from maskaug.benchmarks.masks import control_masks
 from maskaug.benchmarks.pictures import fill_in, masks_picture
 from maskaug.benchmarks.regret import RegretSettings, regret
-from maskaug.benchmarks.training import correlations
+from maskaug.benchmarks.training import all_scores, correlations, own_masks
 from maskaug.cli import IntelligentMaskingOptions, intelligent_masking_play, main
 from maskaug.envs.datasets import load_dataset
 from maskaug.envs.errors import ConfigurationError
@@ -146,6 +147,19 @@ def test_the_arms_hide_what_they_say() -> None:
     assert areas == {"random": 12 / 25, "centre": 12 / 25, "ours": 12 / 25, "mae": 19 / 25}
     patches = {arm: pretrain_arm(TINY, arm, 0, "cpu").spec for arm in ("random_patch", "published")}
     assert {(spec.cells, spec.patch_cells) for spec in patches.values()} == {(4, 2)}
+
+
+def test_what_is_scored_is_the_patch_that_the_agent_plays() -> None:
+    # Its scores of cells are means over patches; the best mean of those means is often another patch.
+    left = pretrain_arm(TINY, "published", 0, "cpu")
+    images = load_dataset("synthetic", split="train", n=90, image_size=40, kind="ultrasound")
+    own = own_masks(left.masker, images)
+    assert own is not None
+    scores = all_scores(left.masker, images)
+    played = left.spec.cells_of(left.masker.predict(images.images, deterministic=True)[0])
+    assert torch.equal(control_masks(scores, images, images, left.spec, own=own)["agent"][0], played)
+    assert not torch.equal(control_masks(scores, images, images, left.spec)["agent"][0], played)
+    assert own_masks(pretrain_arm(TINY, "ours", 0, "cpu").masker, images) is None
 
 
 def test_the_published_arms_play_the_papers_game_and_are_scored_in_it() -> None:
