@@ -2,160 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-Split = Literal["train", "val", "test", "all"]
-
-
-@dataclasses.dataclass(frozen=True)
-class EnvOptions:
-    """Keywords of the environment; what is left out takes the id's own default.
-
-    Attributes:
-        root: the data set's folder.
-        split: the part to train on.
-        image_size: height and width in pixels.
-        channels: 1 or 3.
-        objective: what a mask earns.
-        action: grid or patch.
-        grid: cells along each side.
-        patch_cells: side of a patch in cells; for agents that play patches.
-        area: share of the image to select.
-        area_price: weight of the price of leaving that area.
-        fill: what hidden pixels become.
-        joint: whether the judge learns along.
-        judge_lr: the judge's learning rate.
-        judge_batch: images in an update of the judge.
-        reward_model: the judge: "small", "context_encoder" (reconstruction), or a .safetensors file.
-        visible_weight: weight of what was not hidden in what a reconstructor learns from.
-        only_class: play the images of this class only.
-        repeat: tries on each image.
-        kind: synthetic data: radiograph, ultrasound or mr.
-        difficulty: synthetic data: easy, medium or hard.
-        n: synthetic data: number of images.
-        variant: BUSI: raw or clean.
-        task: BUSI and synthetic ultrasound: diagnosis or presence.
-        classes: BUSI diagnosis: 2 (benign, malignant) or 3 (and normal).
-    """
-
-    root: str | None = None
-    split: Split | None = None
-    image_size: int | None = None
-    channels: int | None = None
-    objective: str | None = None
-    action: str | None = None
-    grid: int | None = None
-    patch_cells: int | None = None
-    area: float | None = None
-    area_price: float | None = None
-    fill: str | None = None
-    joint: bool | None = None
-    judge_lr: float | None = None
-    judge_batch: int | None = None
-    reward_model: str | None = None
-    visible_weight: float | None = None
-    only_class: str | None = None
-    repeat: int | None = None
-    kind: str | None = None
-    difficulty: str | None = None
-    n: int | None = None
-    variant: str | None = None
-    task: str | None = None
-    classes: int | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The keywords that were given."""
-        return _given(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class APGAOptions:
-    """Settings of APGA; what is left out takes APGA's default (see `maskaug.agents.apga.APGASettings`).
-
-    Attributes:
-        loss: "reinforce", or "published" for the paper's own.
-        learning_rate: of Adam.
-        entropy: weight of the entropy (reinforce only).
-        normalise: advantages of unit size (reinforce only).
-        max_grad_norm: gradients are clipped to this norm; 0: not at all.
-        average: decay of the averaged weights.
-        mirror: mirrored views.
-        init: "auto", "judge" or "random": where the policy's trunk comes from.
-        smooth: smoothing over neighbouring cells.
-        width: channels of the first stage.
-        loss_scale: factor of the first term (published only).
-        penalty_none: price of claiming cells (published only).
-        penalty_all: price of claiming none (published only).
-        baseline_decay: of the moving baseline (published only).
-    """
-
-    loss: str | None = None
-    learning_rate: float | None = None
-    entropy: float | None = None
-    normalise: bool | None = None
-    max_grad_norm: float | None = None
-    average: float | None = None
-    mirror: bool | None = None
-    init: str | None = None
-    smooth: bool | None = None
-    width: int | None = None
-    loss_scale: float | None = None
-    penalty_none: float | None = None
-    penalty_all: float | None = None
-    baseline_decay: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class IntelligentMaskingOptions:
-    """Settings of Intelligent Masking; what is left out takes its default (see `IntelligentMaskingSettings`).
-
-    Attributes:
-        mode: default, or published for the paper's own.
-        network: imagining, plain or paper.
-        width: channels of the first stage (imagining, plain).
-        learning_rate: of Adam.
-        schedule: of the learning rate: constant, linear or published.
-        max_grad_norm: gradients are clipped to this norm; 0: not at all.
-        exploration: softmax, epsilon or published.
-        temperature: of softmax.
-        epsilon_start: share of random actions at the beginning (epsilon only).
-        epsilon_end: and at the end (epsilon only).
-        share: of the hidden cells, how many Q chooses in the end (action grid only).
-        target: cells or patch.
-        loss: log, huber, squared or ranking.
-        low_pass: smooth errors over neighbouring hidden cells.
-        replay: transitions that are remembered.
-        replay_updates: updates on them for each batch of new ones.
-        replay_batch: transitions of each.
-        average: decay of the averaged weights.
-        mirror: mirrored views.
-    """
-
-    mode: str | None = None
-    network: str | None = None
-    width: int | None = None
-    learning_rate: float | None = None
-    schedule: str | None = None
-    max_grad_norm: float | None = None
-    exploration: str | None = None
-    temperature: float | None = None
-    epsilon_start: float | None = None
-    epsilon_end: float | None = None
-    share: float | None = None
-    target: str | None = None
-    loss: str | None = None
-    low_pass: bool | None = None
-    replay: int | None = None
-    replay_updates: int | None = None
-    replay_batch: int | None = None
-    average: float | None = None
-    mirror: bool | None = None
+from maskaug.options import APGAOptions, EnvOptions, IntelligentMaskingOptions, Split
 
 
 def train_apga(
@@ -186,7 +40,7 @@ def train_apga(
     """
     from maskaug.benchmarks.training import train
 
-    settings = _given(agent)
+    settings = agent.given()
     train(
         "APGA", env_id, out=out, total_timesteps=total_timesteps, num_envs=num_envs, seed=seed, device=device,
         env={**apga_play(settings), **env.given()}, settings=settings,
@@ -225,7 +79,7 @@ def train_intelligent_masking(
     """
     from maskaug.benchmarks.training import train
 
-    settings = _given(agent)
+    settings = agent.given()
     published = settings.get("mode") == "published"
     train(
         "IntelligentMasking", env_id, out=out, total_timesteps=total_timesteps,
@@ -233,10 +87,6 @@ def train_intelligent_masking(
         env={**intelligent_masking_play(settings, env.given()), **env.given()}, settings=settings,
         checkpoint_every=checkpoint_every, resume=resume, progress_bar=sys.stderr.isatty(),
     )  # fmt: skip
-
-
-def _given(options: Any) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
 
 
 def apga_play(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,7 +213,7 @@ def bench_retention(
     """
     from maskaug.benchmarks.retention import RetentionSettings, retention
 
-    settings = _given(agent)
+    settings = agent.given()
     play = {**apga_play(settings), **env.given()}
     retention(RetentionSettings(env_id, play, judge_updates, total_timesteps, num_envs, settings), seeds, out)
 
@@ -396,7 +246,7 @@ def bench_regret(
 
     settings = RegretSettings(
         env_id, env.given(), judge_updates, timesteps=total_timesteps, num_envs=num_envs, split=split,
-        agent=_given(agent),
+        agent=agent.given(),
     )  # fmt: skip
     regret(settings, seeds, out)
 
@@ -435,11 +285,11 @@ def bench_intelligent_masking(
     """
     from maskaug.benchmarks.masking_arms import ArmsSettings, intelligent_masking
 
-    given = env.given()
+    play = env.given()
     if env_id == "MaskAug-Synthetic-v0":
-        given = {"kind": "ultrasound", "n": 3000, **given}
+        play = {"kind": "ultrasound", "n": 3000, **play}
     settings = ArmsSettings(
-        env_id, given, area, updates, batch, arms, tuple(b or None for b in budgets), draws, readouts, _given(agent)
+        env_id, play, area, updates, batch, arms, tuple(b or None for b in budgets), draws, readouts, agent.given()
     )
     intelligent_masking(settings, seeds, out, device)
 

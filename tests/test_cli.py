@@ -16,10 +16,11 @@ import torch
 import maskaug
 from maskaug import cli
 from maskaug.agents.apga import APGASettings
-from maskaug.cli import APGAOptions, EnvOptions, apga_play, main
+from maskaug.cli import apga_play, main
 from maskaug.envs.datasets import dataset_options
 from maskaug.envs.game import MaskGame
 from maskaug.envs.registration import TABLE
+from maskaug.options import APGAOptions, EnvOptions
 
 TINY = ["--env.n", "60", "--env.image-size", "40", "--env.grid", "5", "--device", "cpu"]
 SHORT = [*TINY, "--num-envs", "4", "--total-timesteps", "48", "--checkpoint-every", "32"]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.agents.agent import GridSpec, MaskAgent
-from maskaug.agents.intelligent_masking import FLOOR, IntelligentMasking, low_passed, ranking_loss
+from maskaug.agents.intelligent_masking import FLOOR, IntelligentMasking
+from maskaug.agents.losses import low_passed, ranking_loss
 from maskaug.agents.masker import load_agent
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError

@@ -26,12 +26,13 @@ from maskaug.benchmarks.masks import control_masks
 from maskaug.benchmarks.pictures import fill_in, masks_picture
 from maskaug.benchmarks.regret import RegretSettings, regret
 from maskaug.benchmarks.training import all_scores, correlations, own_masks
-from maskaug.cli import IntelligentMaskingOptions, intelligent_masking_play, main
+from maskaug.cli import intelligent_masking_play, main
 from maskaug.envs.datasets import load_dataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import load_judge
 from maskaug.envs.masking import cells_to_mask
 from maskaug.envs.rewards import ReconstructionReward
+from maskaug.options import IntelligentMaskingOptions
 
 DATA: dict[str, Any] = {"kind": "ultrasound", "task": "presence", "n": 90, "image_size": 40, "grid": 5}
 WORDS = [
