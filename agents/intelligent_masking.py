@@ -75,10 +75,11 @@ PUBLISHED: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class IntelligentMaskingSettings:
-    """How the agent learns. `mode="published"` sets all but what is given to the paper's values.
+    """How the agent learns.
 
     Attributes:
-        mode: "default" or "published"; see the module's text.
+        mode: "default" or "published"; see the module's text. The agent gives what is not named beside "published" the
+            values of `PUBLISHED`; here it is a name alone.
         network: "imagining" or "plain", for 36 to 128 pixels, or "paper", whose grid has 32 pixels a cell. The first
             says logarithms, and goes with loss="log" or "ranking".
         width: channels of the first stage of the first two, a multiple of 8.
@@ -197,8 +198,8 @@ class IntelligentMasking(MaskAgent):
         # Ties must not lean to the first corner, and one image must always have one best patch.
         self._tie_order = torch.randperm(count, generator=self.generator)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
-        #: the run's length in timesteps: exploration and learning rates follow it. Set by the first `learn`; later ones
-        #: go on as at its end, with schedule="linear" at a learning rate of 0. To look in between, use a callback.
+        #: the run's length in timesteps: exploration and learning rates follow it. The first `learn` sets it to its own
+        #: length, unless it was set before, to learn in several pieces.
         self.horizon = 0
         self._scale = 0.0
         capacity = self.settings.replay
@@ -234,6 +235,12 @@ class IntelligentMasking(MaskAgent):
             )
 
     def _begin(self, total_timesteps: int) -> None:
+        if self.horizon and self.num_timesteps >= self.horizon and self.settings.schedule == "linear":
+            raise ConfigurationError(
+                f"this agent's run of {self.horizon} timesteps is over, and its learning rate has fallen to 0; to "
+                "learn in pieces, set agent.horizon to the length of all of them before the first, or use "
+                "schedule='constant'"
+            )
         if self.horizon == 0:
             self.horizon = self.num_timesteps + total_timesteps
 

@@ -87,6 +87,8 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     ) -> MaskVectorEnv:
         """The same game on held-out images, for `evaluate_policy`: it shares the judge, and never trains it.
 
+        `only_class` holds there too; each image gets one try, whatever `repeat` is.
+
         Args:
             split: "train", "val", "test" or "all" of the data set that this environment loaded.
             num_envs: N; None takes this environment's.
@@ -112,6 +114,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             fill=game.fill,
             joint=False,
             reward_model=game.reward_model.model,
+            only_class=game.only_class,
             device=game.device,
             render_mode=self.render_mode,
             **keywords,

@@ -173,6 +173,7 @@ class MaskGame:
                 )
             dataset = dataset.subset(dataset.labels == dataset.class_names.index(only_class))
         self.num_envs, self.dataset, self.repeat, self.fill = num_envs, dataset, repeat, fill
+        self.only_class = only_class
         self.joint, self.judge_batch = joint, 32 if judge_batch is None else judge_batch
         self.rule = ActionRule(action, grid, dataset.shape[1:], area, area_price, patch_cells)
         self.device = resolve_device(device)
@@ -396,7 +397,15 @@ class MaskGame:
             "try": self._try.copy(),
             "judging": self.judging.state(),
             "data": self.dataset.digest,
+            "played": self._played(),
         }
+
+    def _played(self) -> dict[str, Any]:
+        # What a state is only true for; the judge and the action rule refuse what does not fit them by themselves.
+        return {
+            "objective": self.objective, "joint": self.joint, "fill": self.fill, "repeat": self.repeat,
+            "judge_batch": self.judge_batch, "area": self.rule.area, "area_price": self.rule.price,
+        }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave, into a game made with the same keywords."""
@@ -405,6 +414,12 @@ class MaskGame:
                 "this checkpoint was written with other images or another number of environments; continue with the "
                 "same data, split, image_size and num_envs"
             )
+        for name, here in self._played().items():
+            if (there := state["played"][name]) != here:
+                raise ConfigurationError(
+                    f"this checkpoint was written with {name}={there!r}, and this environment has {name}={here!r}; "
+                    "make it with the same keywords"
+                )
         self.rngs = [generator_of(saved) for saved in state["rngs"]]
         self._scene = None
         self._order[:], self._position[:], self._try[:] = state["order"], state["position"], state["try"]

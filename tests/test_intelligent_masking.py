@@ -373,7 +373,7 @@ def test_one_environment_is_enough_and_labels_are_not_needed(action: str) -> Non
 
 def test_every_try_on_an_image_is_played_also_when_it_is_looked_at_in_between() -> None:
     env = frozen_env(2, repeat=3)
-    agent = IntelligentMasking(env, width=8, replay=0)
+    agent = IntelligentMasking(env, width=8, replay=0, schedule="constant")
     seen = []
     step = env.step
 

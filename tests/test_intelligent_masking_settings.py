@@ -183,7 +183,7 @@ def test_linear_rates_fall_over_the_second_half_and_constant_ones_do_not() -> No
 
 
 def test_the_first_learn_sets_the_horizon_and_later_ones_keep_it() -> None:
-    agent = IntelligentMasking(frozen_env(2), width=8, replay=0)
+    agent = IntelligentMasking(frozen_env(2), width=8, replay=0, schedule="constant")
     agent.learn(40, lambda *_: False)
     assert agent.horizon == 40
     assert agent.progress == 0.05
@@ -192,6 +192,20 @@ def test_the_first_learn_sets_the_horizon_and_later_ones_keep_it() -> None:
     assert agent.progress == 1
     agent.learn(4)
     assert agent.horizon == 40
+
+
+def test_a_run_whose_learning_rate_has_fallen_to_nothing_is_not_gone_on_with() -> None:
+    agent = IntelligentMasking(frozen_env(2), width=8, replay=0)
+    agent.learn(8)
+    with pytest.raises(ConfigurationError, match=r"set agent\.horizon"):
+        agent.learn(8)
+    assert (agent.num_timesteps, agent.horizon) == (8, 8)
+    pieces = IntelligentMasking(frozen_env(2), width=8, replay=0)
+    pieces.horizon = 16
+    whole = IntelligentMasking(frozen_env(2), width=8, replay=0).learn(16)
+    pieces.learn(8).learn(8)
+    for a, b in zip(pieces.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 # ---- presets ---------------------------------------------------------------------------------------------------------

@@ -251,6 +251,32 @@ def test_an_evaluation_of_patches_and_of_images_that_were_brought_along() -> Non
     assert (len(held_out.dataset), held_out.game.rule.patch_cells) == (2, 1)
 
 
+def test_an_evaluation_plays_the_same_class() -> None:
+    env = MaskVectorEnv(2, n=60, image_size=40, objective="reconstruction", only_class="fracture")
+    labels = env.evaluation("test").dataset.labels
+    assert labels is not None
+    assert set(labels.tolist()) == {1}
+
+
+def test_a_state_goes_only_into_the_same_game() -> None:
+    play: Game = {"n": 60, "image_size": 40, "objective": "reconstruction", "judge_batch": 4}
+    env = MaskVectorEnv(2, **play)
+    env.reset(seed=0)
+    state = env.game.state()
+    others: list[Game] = [{"fill": "mean"}, {"area": 0.3}, {"area_price": 3.0}, {"repeat": 2}, {"judge_batch": 8}]
+    for other in [
+        *others,
+        {"joint": False, "judge_batch": None, "reward_model": env.game.reward_model.model},
+        {"objective": "adversarial"},
+    ]:
+        twin = MaskVectorEnv(2, **{**play, **other})
+        twin.reset(seed=1)
+        before = twin.game.state()
+        with pytest.raises(ConfigurationError, match="make it with the same keywords"):
+            twin.game.load_state(state)
+        assert same(before, twin.game.state())
+
+
 @pytest.mark.parametrize(
     ("keywords", "words"), [({"joint": "False"}, "True or False"), ({"device": "meta"}, "not supported")]
 )
