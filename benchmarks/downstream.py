@@ -10,86 +10,23 @@ things differ from the authors' code: class weights go by class, not by frequenc
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor, nn
-from torch.nn import functional
 
+from maskaug.benchmarks import readouts
+from maskaug.benchmarks.readouts import CHUNK, DownstreamSettings, Labelled
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.networks import seeded_weights, to_float
+from maskaug.envs.networks import to_float
 
-READOUTS = ("paper", "logistic")
 METRICS = ("accuracy", "f1", "auroc")
-POOLINGS = {
-    "mean": lambda maps: maps.mean((2, 3)),
-    "max": lambda maps: maps.amax((2, 3)),
-    "std": lambda maps: maps.std((2, 3), correction=0),
-}
-CHUNK = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class DownstreamSettings:
-    """How features are read out. Every arm of a comparison gets the same.
-
-    Attributes:
-        budgets: numbers of labelled training images in all, over all classes; None takes every one of them. A number
-            above the size of the training split is an error, so that no table says 500 and means 300.
-        draws: how often the labelled images are drawn anew, for each budget.
-        readouts: of `READOUTS`: "paper", the paper's small network on the feature maps; "logistic", a logistic
-            regression on the pooled maps.
-        validation: at most so many labelled validation images, drawn anew each time, choose the epoch and the
-            regularisation (the paper has 100); None takes all. They come on top of the budget.
-        epochs: of the paper's head, over the labelled images.
-        most_updates: where the paper's head stops in any case; 100 labels need 1 400 updates for 200 epochs.
-        batch_size: images an update of the paper's head.
-        lr: of its Adam.
-        dropout: share of its 16 hidden units that an update leaves out.
-        pooling: what "logistic" is given of every feature map, of `POOLINGS`.
-        strengths: values of C that "logistic" chooses from (smaller: more regularised).
-        seed: of draws, first weights, order and dropout.
-    """
-
-    budgets: tuple[int | None, ...] = (10, 50, 100, None)
-    draws: int = 5
-    readouts: tuple[str, ...] = READOUTS
-    validation: int | None = 100
-    epochs: int = 200
-    most_updates: int = 2000
-    batch_size: int = 16
-    lr: float = 1e-3
-    dropout: float = 0.3
-    pooling: tuple[str, ...] = ("mean", "max")
-    strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (("readouts", READOUTS), ("pooling", tuple(POOLINGS))):
-            chosen = getattr(self, name)
-            if not chosen or set(chosen) - set(known) or len(set(chosen)) < len(chosen):
-                raise ConfigurationError(f"{name}={chosen!r} cannot be used; name each of {known} at most once")
-        if not self.budgets or len(set(self.budgets)) < len(self.budgets):
-            raise ConfigurationError(f"budgets={self.budgets!r} cannot be used; give different numbers, None for all")
-        for name in ("draws", "epochs", "most_updates", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.lr <= 0 or not self.strengths or min(self.strengths) <= 0:
-            raise ConfigurationError(f"lr={self.lr} and strengths={self.strengths} must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.seed < 0:
-            raise ConfigurationError(f"seed={self.seed} cannot be used; give an integer of at least 0")
 
 
 class Row(TypedDict):
@@ -114,34 +51,6 @@ class Row(TypedDict):
     accuracy: float
     f1: float
     auroc: float
-
-
-class PaperHead(nn.Module):
-    """The paper's head: 3×3 convolution to 32, global average, 16 hidden units with dropout, classes.
-
-    Args:
-        in_channels: F of the feature maps.
-        classes: number of logits.
-        dropout: share of the hidden units that training leaves out.
-    """
-
-    def __init__(self, in_channels: int, classes: int, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, 32, 3, padding=1)
-        self.hidden = nn.Linear(32, 16)
-        self.out = nn.Linear(16, classes)
-        self.dropout = dropout
-
-    def forward(self, maps: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(N, F, h, w) float → logits (N, classes). With a generator (on the CPU) hidden units are left out."""
-        pooled = torch.relu(self.conv(maps)).mean((2, 3))
-        hidden = torch.relu(self.hidden(pooled))
-        if generator is not None:
-            # Not nn.Dropout: that one draws from the global generator.
-            kept = (torch.rand(hidden.shape, generator=generator) >= self.dropout).to(hidden.device)
-            hidden = hidden * kept / (1 - self.dropout)
-        logits: Tensor = self.out(hidden)
-        return logits
 
 
 @torch.no_grad()
@@ -174,15 +83,6 @@ def features(encoder: nn.Module, dataset: ImageDataset, device: str | torch.devi
     return maps
 
 
-def class_weights(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
-    """(classes,) weights in the order of the classes, n / (classes · count), so that every class counts the same.
-
-    >>> class_weights(np.array([0, 0, 0, 1]), 2).round(3).tolist()
-    [0.667, 2.0]
-    """
-    return len(labels) / (classes * np.bincount(labels, minlength=classes))
-
-
 def draw_labelled(labels: npt.NDArray[np.int64], budget: int | None, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """The indices, ascending, of `budget` images drawn class by class in proportion, at least one of each class.
 
@@ -204,24 +104,14 @@ def draw_labelled(labels: npt.NDArray[np.int64], budget: int | None, rng: np.ran
     return np.sort(np.concatenate(drawn))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Labelled:
-    """Feature maps (N, F, h, w) with their labels (N,)."""
-
-    maps: Tensor
-    labels: npt.NDArray[np.int64]
-
-    def at(self, index: npt.NDArray[np.int64]) -> _Labelled:
-        return _Labelled(self.maps[torch.from_numpy(index)], self.labels[index])
-
-
 def downstream(
     encoder: nn.Module,
     train: ImageDataset,
     val: ImageDataset,
     test: ImageDataset,
-    settings: DownstreamSettings = DownstreamSettings(),
+    settings: DownstreamSettings | None = None,
     device: str | torch.device = "cpu",
+    say: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Read an encoder's features out with few labels: one row for each read-out, budget and draw.
 
@@ -232,21 +122,24 @@ def downstream(
         train: labels are drawn from here.
         val: chooses the epoch and the regularisation.
         test: is scored, once for each row.
-        settings: see `DownstreamSettings`.
+        settings: None takes the defaults of `DownstreamSettings`.
         device: where encoder and heads run.
+        say: is told, after each read-out and budget, what came out; the paper's head takes a while on a CPU.
 
     Raises:
         ConfigurationError: splits without labels, without one of the classes, or that share a group; a budget that the
             training split cannot fill.
     """
+    settings = DownstreamSettings() if settings is None else settings
     classes = _check(train, val, test, settings)
     parts = []
     for dataset in (train, val, test):
         assert dataset.labels is not None
-        parts.append(_Labelled(features(encoder, dataset, device), dataset.labels))
+        parts.append(Labelled(features(encoder, dataset, device), dataset.labels))
     rows: list[Row] = []
     for readout in settings.readouts:
         for budget in settings.budgets:
+            named, began = "all" if budget is None else str(budget), time.perf_counter()
             for draw in range(settings.draws):
                 # Not of the read-out: both get the same labelled images.
                 source = np.random.SeedSequence([settings.seed, draw, budget or 0])
@@ -257,19 +150,14 @@ def downstream(
                 choice = parts[1].at(draw_labelled(parts[1].labels, few, rng))
                 if readout == "paper":
                     number = int(source.generate_state(1)[0])
-                    probabilities, chosen = _paper(labelled, choice, parts[2], classes, settings, number, device)
+                    found, chosen = readouts.paper(labelled, choice, parts[2], classes, settings, number, device)
                 else:
-                    probabilities, chosen = _logistic(labelled, choice, parts[2], classes, settings)
-                rows.append(
-                    Row(
-                        readout=readout,
-                        budget="all" if budget is None else str(budget),
-                        draw=draw,
-                        labels=len(labelled.labels),
-                        chosen=chosen,
-                        **scores(probabilities, parts[2].labels),  # type: ignore[typeddict-item]
-                    )
-                )
+                    found, chosen = readouts.logistic(labelled, choice, parts[2], classes, settings)
+                about = {"readout": readout, "budget": named, "draw": draw, "labels": len(labelled.labels)}
+                rows.append(Row(**about, chosen=chosen, **scores(found, parts[2].labels)))  # type: ignore[typeddict-item]
+            if say is not None:
+                accuracy = np.mean([row["accuracy"] for row in rows[-settings.draws :]])
+                say(f"{readout}, {named} labels: accuracy {accuracy:.3f} ({time.perf_counter() - began:.0f} s)")
     return rows
 
 
@@ -324,105 +212,6 @@ def table(arms: Mapping[str, Sequence[Row]]) -> str:
                 values = "".join(f"{summary[f'{name}.{m}']:>9.3f} ±{summary[f'{name}.{m}.sd']:.2f}" for m in METRICS)
                 lines.append(f"{readout:<10}{budget:>7}  {arm:<{width}}{values}")
     return "\n".join(lines)
-
-
-def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high): the mean difference and its Student t interval.
-
-    Args:
-        differences: one of each independent repetition (a seed of pre-training, a split), of two arms that had the
-            same images, updates and labels. Draws of labels within one repetition are not independent: average first.
-        confidence: of the interval.
-
-    Raises:
-        ConfigurationError: fewer than two differences, or one that is not finite.
-
-    >>> [round(x, 3) for x in paired_interval([0.01, 0.03, 0.02])]
-    [0.02, -0.005, 0.045]
-    """
-    if len(differences) < 2:
-        raise ConfigurationError(
-            f"an interval needs at least two differences, got {len(differences)}; run more seeds or splits"
-        )
-    if not all(math.isfinite(d) for d in differences) or not 0 < confidence < 1:
-        raise ConfigurationError(f"differences must be finite and confidence={confidence} between 0 and 1")
-    mean = float(np.mean(differences))
-    error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-    reach = float(stats.t.ppf((1 + confidence) / 2, len(differences) - 1)) * error
-    return mean, mean - reach, mean + reach
-
-
-def _paper(
-    labelled: _Labelled,
-    choice: _Labelled,
-    test: _Labelled,
-    classes: int,
-    settings: DownstreamSettings,
-    seed: int,
-    device: str | torch.device,
-) -> tuple[npt.NDArray[np.float64], float]:
-    generator = torch.Generator().manual_seed(seed)
-    with seeded_weights(seed):
-        head = PaperHead(labelled.maps.shape[1], classes, settings.dropout)
-    head.to(device)
-    weights = torch.from_numpy(class_weights(labelled.labels, classes)).float().to(device)
-    maps, labels = labelled.maps.to(device), torch.from_numpy(labelled.labels).to(device)
-    val_maps, val_labels = choice.maps.to(device), torch.from_numpy(choice.labels).to(device)
-    optimiser = torch.optim.Adam(head.parameters(), settings.lr)
-    best, kept, chosen, update = math.inf, head.state_dict(), 0, 0
-    for epoch in range(1, settings.epochs + 1):
-        order = torch.randperm(len(maps), generator=generator).to(device)
-        for start in range(0, len(order), settings.batch_size):
-            if update == settings.most_updates:
-                break
-            index = order[start : start + settings.batch_size]
-            loss = functional.cross_entropy(head(maps[index], generator), labels[index], weights)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            update += 1
-        with torch.no_grad():
-            held_out = float(functional.cross_entropy(head(val_maps), val_labels, weights))
-        if held_out < best:
-            best, kept, chosen = held_out, copy.deepcopy(head.state_dict()), epoch
-        if update == settings.most_updates:
-            break
-    if not chosen:
-        raise ConfigurationError(f"the head's validation loss was never finite; a smaller lr than {settings.lr} may do")
-    head.load_state_dict(kept)
-    with torch.no_grad():
-        parts = [test.maps[start : start + CHUNK] for start in range(0, len(test.maps), CHUNK)]
-        logits = torch.cat([head(part.to(device)).cpu() for part in parts])
-    return logits.double().softmax(1).numpy(), float(chosen)
-
-
-def _logistic(
-    labelled: _Labelled, choice: _Labelled, test: _Labelled, classes: int, settings: DownstreamSettings
-) -> tuple[npt.NDArray[np.float64], float]:
-    pooled = [_pool(part.maps, settings.pooling) for part in (labelled, choice, test)]
-    centre, scale = pooled[0].mean(0), pooled[0].std(0)
-    # A map that is the same everywhere says nothing, and must not be divided by nothing.
-    scale[scale < 1e-12] = 1
-    x, x_val, x_test = ((part - centre) / scale for part in pooled)
-    weights = class_weights(labelled.labels, classes)
-    held_out = weights[choice.labels] / weights[choice.labels].sum()
-    best, kept, chosen = math.inf, None, math.nan
-    for strength in settings.strengths:
-        model: Any = LogisticRegression(C=strength, class_weight=dict(enumerate(weights)), max_iter=5000)
-        model.fit(x, labelled.labels)
-        # The loss that the paper's head is chosen by. Whoever was certain of another class pays 708, not infinity.
-        probability = model.predict_proba(x_val)[np.arange(len(x_val)), choice.labels]
-        loss = -float(held_out @ np.log(np.maximum(probability, np.finfo(np.float64).tiny)))
-        if loss < best:
-            best, kept, chosen = loss, model, strength
-    assert kept is not None
-    probabilities: npt.NDArray[np.float64] = kept.predict_proba(x_test)
-    return probabilities, chosen
-
-
-def _pool(maps: Tensor, pooling: Sequence[str]) -> npt.NDArray[np.float64]:
-    values: npt.NDArray[np.float64] = torch.cat([POOLINGS[name](maps.double()) for name in pooling], 1).numpy()
-    return values
 
 
 def _check(train: ImageDataset, val: ImageDataset, test: ImageDataset, settings: DownstreamSettings) -> int:

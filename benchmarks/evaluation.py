@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskaug.agents.masker import load_agent
-from maskaug.benchmarks.downstream import DownstreamSettings, downstream, summarise, table
+from maskaug.benchmarks.downstream import downstream, summarise, table
 from maskaug.benchmarks.pictures import masks_picture
+from maskaug.benchmarks.readouts import READOUTS, DownstreamSettings
 from maskaug.benchmarks.run import RunFolder, read_config
 from maskaug.benchmarks.training import (
     JUDGE,
@@ -63,7 +64,13 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
 
 
 def evaluate_downstream(
-    run: Path, device: str, *, budgets: Sequence[int] = (10, 50, 100), draws: int = 5, say: Print = print
+    run: Path,
+    device: str,
+    *,
+    budgets: Sequence[int] = (10, 50, 100),
+    draws: int = 5,
+    readouts: Sequence[str] = READOUTS,
+    say: Print = print,
 ) -> dict[str, float]:
     """Read the encoder of a reconstruction run out with few labels, beside the same network without pre-training.
 
@@ -75,6 +82,7 @@ def evaluate_downstream(
         device: where features are computed.
         budgets: numbers of labels; all of them are read out besides.
         draws: how often the labels are drawn.
+        readouts: of `READOUTS`.
         say: where lines for people go.
     """
     config = read_config(run)
@@ -95,11 +103,12 @@ def evaluate_downstream(
     fresh = make_judge(about["judge"], about["in_channels"], None, asked["seed"], **settings)
     assert isinstance(fresh, SmallContextEncoder | ContextEncoder)
     train_set, val, test = (dataset_of(keywords, split) for split in ("train", "val", "test"))
-    reading = DownstreamSettings(budgets=(*budgets, None), draws=draws, seed=asked["seed"])
+    reading = DownstreamSettings(budgets=(*budgets, None), draws=draws, readouts=tuple(readouts), seed=asked["seed"])
     arms = {}
     for title, network in (("pre-trained", model), ("not pre-trained", fresh)):
         encoder = reestimate_statistics(network.encoder().to(resolve_device(device)), train_set.images)
-        arms[title] = downstream(encoder, train_set, val, test, reading, device=resolve_device(device))
+        say(f"{title} encoder")
+        arms[title] = downstream(encoder, train_set, val, test, reading, resolve_device(device), say)
     results = {
         **summarise(arms["pre-trained"]),
         **summarise(arms["not pre-trained"], "downstream.untrained"),

@@ -21,10 +21,12 @@ import numpy as np
 from maskaug.agents.agent import GridSpec
 from maskaug.agents.heuristics import FixedMask, LocalVariance, RandomMasks
 from maskaug.agents.intelligent_masking import IntelligentMasking
-from maskaug.benchmarks.downstream import DownstreamSettings, downstream, paired_interval, summarise
+from maskaug.benchmarks.downstream import downstream, summarise
 from maskaug.benchmarks.errors import rank_correlation, true_errors
+from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.masks import control_masks, hits, retentions
 from maskaug.benchmarks.pictures import reconstruction_rows
+from maskaug.benchmarks.readouts import DownstreamSettings
 from maskaug.benchmarks.training import all_scores, dataset_of, env_keywords, own_masks
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv

@@ -17,7 +17,7 @@ import numpy as np
 from maskaug.agents.agent import MaskAgent
 from maskaug.agents.heuristics import FixedMask, Heuristic, LocalVariance
 from maskaug.agents.intelligent_masking import IntelligentMasking
-from maskaug.benchmarks.downstream import paired_interval
+from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import write_json

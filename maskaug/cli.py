@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from maskaug.options import APGAOptions, EnvOptions, IntelligentMaskingOptions, Split
+from maskaug.options import APGAOptions, EnvOptions, IntelligentMaskingOptions, Readout, Split
 
 
 def train_apga(
@@ -118,6 +118,7 @@ def evaluate(
     downstream: bool = False,
     budgets: tuple[int, ...] = (10, 50, 100),
     draws: int = 5,
+    readouts: tuple[Readout, ...] = ("paper", "logistic"),
 ) -> None:
     """Score a trained masker with its controls at the same area; adds to the run's results.json, redraws masks.png.
 
@@ -129,6 +130,7 @@ def evaluate(
             the test split.
         budgets: numbers of labels; all labels are read out besides.
         draws: how often the labels are drawn.
+        readouts: paper (its small network on the feature maps: minutes on a CPU), logistic (seconds), or both.
     """
     from maskaug.benchmarks.evaluation import evaluate as evaluate_run
 
@@ -136,7 +138,7 @@ def evaluate(
     if downstream:
         from maskaug.benchmarks.evaluation import evaluate_downstream
 
-        evaluate_downstream(run, device, budgets=budgets, draws=draws)
+        evaluate_downstream(run, device, budgets=budgets, draws=draws, readouts=readouts)
 
 
 def pretrain(
@@ -260,7 +262,7 @@ def bench_intelligent_masking(
     arms: tuple[str, ...] = ("none", "autoencoder", "random", "centre", "mae", "ours", "random_patch", "published"),
     budgets: tuple[int, ...] = (10, 50, 100, 0),
     draws: int = 5,
-    readouts: tuple[str, ...] = ("paper", "logistic"),
+    readouts: tuple[Readout, ...] = ("paper", "logistic"),
     out: Path | None = None,
     device: str = "auto",
     env: EnvOptions = EnvOptions(),

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 Split = Literal["train", "val", "test", "all"]
+Readout = Literal["paper", "logistic"]
 
 
 class Options:

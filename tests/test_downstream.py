@@ -16,20 +16,11 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskaug.benchmarks import downstream as module
-from maskaug.benchmarks.downstream import (
-    DownstreamSettings,
-    PaperHead,
-    Row,
-    class_weights,
-    downstream,
-    draw_labelled,
-    features,
-    paired_interval,
-    scores,
-    summarise,
-    table,
-)
+from maskaug.benchmarks import downstream as downstream_module
+from maskaug.benchmarks import readouts as module
+from maskaug.benchmarks.downstream import Row, downstream, draw_labelled, features, scores, summarise, table
+from maskaug.benchmarks.intervals import paired_interval
+from maskaug.benchmarks.readouts import DownstreamSettings, PaperHead, class_weights
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.networks import seeded_weights
@@ -136,11 +127,11 @@ def test_every_encoder_and_read_out_gets_the_same_draws(monkeypatch: pytest.Monk
             for labelled, _ in spied(monkeypatch, name, lambda: downstream(code, *parts, settings))
         ]
 
-    drawn = images("_logistic", Pixels())
+    drawn = images("logistic", Pixels())
     assert len(drawn) == 2
     assert drawn[0] != drawn[1]
-    assert drawn == images("_paper", Pixels())
-    assert drawn == images("_logistic", encoder())
+    assert drawn == images("paper", Pixels())
+    assert drawn == images("logistic", encoder())
 
 
 def test_validation_draws_come_from_val_alone_and_are_as_large_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +139,7 @@ def test_validation_draws_come_from_val_alone_and_are_as_large_as_asked(monkeypa
     own = features(Pixels(), parts[1])
     for most, expected in ((8, 8), (20, 20), (100, 20), (None, 20)):
         settings = dataclasses.replace(QUICK, validation=most, readouts=("logistic",))
-        seen = spied(monkeypatch, "_logistic", lambda s=settings: downstream(Pixels(), *parts, s))  # type: ignore[misc]
+        seen = spied(monkeypatch, "logistic", lambda s=settings: downstream(Pixels(), *parts, s))  # type: ignore[misc]
         for _, choice in seen:
             assert len(choice.labels) == expected
             assert all(bool((own == one).flatten(1).all(1).any()) for one in choice.maps)
@@ -193,7 +184,7 @@ def test_every_setting_changes_the_result(
         probabilities.append(p.tobytes())
         return {"accuracy": 0.0, "f1": 0.0, "auroc": 0.0}
 
-    monkeypatch.setattr(module, "scores", keep)
+    monkeypatch.setattr(downstream_module, "scores", keep)
     parts = unlearnable(20)
     settings = dataclasses.replace(QUICK, readouts=(readout,))
     found = []
@@ -289,7 +280,7 @@ def test_the_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         probabilities.append(p.tobytes())
         return scores(p, labels)
 
-    monkeypatch.setattr(module, "scores", keep)
+    monkeypatch.setattr(downstream_module, "scores", keep)
     [worse] = downstream(ByRow(), train, liars, test, settings)
     [better] = downstream(ByRow(), train, val, test, settings)
     assert worse["chosen"] < better["chosen"]

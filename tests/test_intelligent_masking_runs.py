@@ -13,7 +13,7 @@ from PIL import Image
 import maskaug
 from maskaug.agents.intelligent_masking import IntelligentMaskingSettings
 from maskaug.benchmarks.demo_intelligent_masking import DEMO, demo
-from maskaug.benchmarks.downstream import paired_interval
+from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.masking_arms import (
     ARMS,
     ArmsSettings,
@@ -122,6 +122,13 @@ def test_evaluate_reads_the_encoder_out(run: Path, capsys: pytest.CaptureFixture
     results = json.loads((run / "results.json").read_text())
     for name in ("downstream.logistic.6.accuracy", "downstream.untrained.paper.all.auroc", "test.correlation.agent"):
         assert np.isfinite(results[name])
+    for line in ("paper, 6 labels: accuracy", "paper, all labels: accuracy", "logistic, 6 labels: accuracy"):
+        assert printed.count(line) == 2  # one of each encoder, said as it is reached
+    words = ["--downstream", "--budgets", "5", "--draws", "1", "--device", "cpu", "--readouts", "logistic"]
+    assert main(["evaluate", str(run), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "logistic, 5 labels" in printed
+    assert "paper," not in printed
 
 
 def test_downstream_needs_a_reconstruction_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
