@@ -365,4 +365,6 @@ def _attach(env: Any, kinds: tuple[str, ...]) -> tuple[MaskVectorEnv, GridSpec]:
         raise ConfigurationError(
             f"this agent plays action={' or '.join(map(repr, kinds))}, not {rule.kind!r}; make the environment so"
         )
+    if inner.game.steps > 1:
+        raise ConfigurationError(f"this agent chooses one mask an episode, not steps={inner.game.steps}; use steps=1")
     return inner, GridSpec(inner.game.dataset.shape, rule.grid, rule.cells, rule.patch_cells)

@@ -18,8 +18,8 @@ from maskaug.envs.errors import ConfigurationError
 class MaskVecEnv(VecEnv):
     """A `MaskVectorEnv` in Stable-Baselines3's clothes; made by `as_vec_env`.
 
-    Each step's info holds the finished episode's terms, `terminal_observation` and `TimeLimit.truncated`; the infos of
-    the next episode are in `reset_infos`, as SB3 has it.
+    Each step's info holds the terms of what was judged, `TimeLimit.truncated`, and at the end of an episode
+    `terminal_observation`; the infos of the next episode are in `reset_infos`, as SB3 has it.
     """
 
     def __init__(self, env: MaskVectorEnv) -> None:
@@ -47,10 +47,13 @@ class MaskVecEnv(VecEnv):
         final, images = info.pop("final_info"), info.pop("final_obs")
         infos = []
         for i in range(self.num_envs):
-            # Copied: a buffer may keep it while others write into the batch.
-            extra = {"terminal_observation": images[i].copy(), "TimeLimit.truncated": bool(truncated[i])}
-            infos.append({**_slot(final, i), **extra})
-        self.reset_infos = [_slot(info, i) for i in range(self.num_envs)]
+            extra = {"TimeLimit.truncated": bool(truncated[i])}
+            if terminated[i]:
+                # Copied: a buffer may keep it while others write into the batch.
+                infos.append({**_slot(final, i), "terminal_observation": images[i].copy(), **extra})
+                self.reset_infos[i] = _slot(info, i)
+            else:
+                infos.append({**_slot(info, i), **extra})
         return observation, reward, terminated | truncated, infos
 
     def close(self) -> None:

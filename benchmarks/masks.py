@@ -22,7 +22,6 @@ from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import (
     cells_to_mask,
     filler,
-    hide,
     mask_to_cells,
     retention,
 )
@@ -122,7 +121,7 @@ def retentions(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> 
 def gains(
     masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset, judge: RewardModel, fill: str, seed: int = 0
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Name → (N,) gain of hiding each image's mask, by the judge as it is now; of several draws the first."""
+    """Name → (N,) gain of each image's mask, by the judge as it is now; of several draws the first."""
     all_labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
     generator = torch.Generator().manual_seed(seed)
     result: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in masks}
@@ -135,8 +134,8 @@ def gains(
         gain, every = judge.against(images, labels), torch.arange(len(images), device=judge.device)
         for name, draws in masks.items():
             cells = draws[0][rows].to(judge.device)
-            hidden = hide(images, cells_to_mask(cells, *images.shape[2:]), filling)
-            result[name].append(gain(every, hidden, cells).double().cpu().numpy())
+            shown = judge.view(images, cells_to_mask(cells, *images.shape[2:]), filling)
+            result[name].append(gain(every, shown, cells).double().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in result.items()}
 
 

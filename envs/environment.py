@@ -43,11 +43,13 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     **Observation.** Box(0, 255, (C, H, W), uint8): the image.
 
     **Action.** "grid": MultiBinary(g·g), the cells row by row. "patch": Discrete(corners), the patch's top left cell.
+    "pixel": Box(−1, 1, (H, W)), selected where above 0. "box": Box(−1, 1, (4,)), row and column of the centre, height
+    and width; see `maskaug.envs.masking.box_to_mask`.
 
     **Reward.** float32 (N,): the objective's gain, minus `area_price` times the two-sided price of leaving `area`.
 
-    **Episode end.** Every step terminates. `info["final_obs"]` holds the images with the mask hidden,
-    `info["final_info"]` the terms of the reward.
+    **Episode end.** Every step terminates, or with `steps=k` every k-th. `info["final_obs"]` holds the images with the
+    mask hidden, `info["final_info"]` the terms of the reward, of the slots in `info["_final_info"]`.
 
     **Arguments.** See `MaskGame`; and `render_mode`, None or "rgb_array" (a tuple of N frames).
 
@@ -102,9 +104,9 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
                 # A stand-in was announced when this environment was made.
                 warnings.simplefilter("ignore", UserWarning)
                 dataset = load_dataset(split=split, **game.loaded)
-        keywords: dict[str, Any] = {"patch_cells": rule.patch_cells}
-        if rule.kind == "grid":
-            keywords = {"area": rule.area, "area_price": rule.price}
+        keywords: dict[str, Any] = {"area": rule.area, "area_price": rule.price}
+        if rule.kind == "patch":
+            keywords = {"patch_cells": rule.patch_cells}
         return MaskVectorEnv(
             self.num_envs if num_envs is None else num_envs,
             dataset=dataset,
@@ -112,6 +114,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             action=rule.kind,
             grid=rule.grid,
             fill=game.fill,
+            steps=game.steps,
             joint=False,
             reward_model=game.reward_model.model,
             only_class=game.only_class,
@@ -182,12 +185,16 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             raise gym.error.ResetNeeded("call reset() before the first step()")
         outcome = self.game.play(self.game.rule.to_cells(actions, self.num_envs))
         self._last = None if self.render_mode is None else outcome.copy()
-        self.game.advance()
-        everyone = np.ones(self.num_envs, np.bool_)
-        info = self._with_presence(self.game.blank_info())
-        info["final_obs"], info["_final_obs"] = outcome.hidden, everyone
-        info["final_info"], info["_final_info"] = self._with_presence(outcome.info), everyone.copy()
-        return self.game.observe(), outcome.reward.copy(), everyone.copy(), np.zeros(self.num_envs, np.bool_), info
+        ended = outcome.ended
+        self.game.advance(ended)
+        following = self.game.blank_info()
+        if not ended.all():
+            for name, value in following.items():
+                value[~ended] = outcome.info[name][~ended]
+        info = self._with_presence(following)
+        info["final_obs"], info["_final_obs"] = outcome.hidden, ended.copy()
+        info["final_info"], info["_final_info"] = self._with_presence(outcome.info), ended.copy()
+        return self.game.observe(), outcome.reward.copy(), ended.copy(), np.zeros(self.num_envs, np.bool_), info
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
         """One (h, w, 3) uint8 frame a slot: the last judged image, region, mask and reward, or the image to come."""
@@ -246,8 +253,9 @@ class MaskEnv(gym.Env[Images, Any]):
         if not self._open:
             raise gym.error.ResetNeeded("the episode is over, or never began: call reset() before step()")
         outcome = self.game.play(self.game.rule.to_cells(action, None))
-        self._last, self._open = None if self.render_mode is None else outcome.copy(), False
-        return outcome.hidden[0], float(outcome.reward[0]), True, False, _first(outcome.info)
+        self._last, ended = None if self.render_mode is None else outcome.copy(), bool(outcome.ended[0])
+        self._open = not ended
+        return outcome.hidden[0].copy(), float(outcome.reward[0]), ended, False, _first(outcome.info)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """(h, w, 3) uint8: image, region, mask and reward of the last step, or the image to come."""

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import difflib
 import inspect
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -40,14 +41,19 @@ class Outcome:
         reward: (N,) float32.
         info: each (N,): index, try, label, area and every term of the reward; with a reconstructor also cell_error,
             (N, g, g), NaN where nothing was hidden.
-        cells: (N, g, g) bool on the CPU, the cells that were selected.
-        hidden: (N, C, H, W) uint8, the images as the judge saw them.
+        cells: (N, *rule.shape) bool on the CPU, the cells that were selected.
+        ended: (N,) bool, the slots whose episode is over.
+        hidden: (N, C, H, W) uint8, the images with the selected part hidden.
+        shown: (N, C, H, W) uint8, the images as the judge saw them: `hidden`, or where it is the aiding view that is
+            judged, that one.
     """
 
     reward: npt.NDArray[np.float32]
     info: dict[str, npt.NDArray[Any]]
     cells: Tensor
+    ended: npt.NDArray[np.bool_]
     hidden: npt.NDArray[np.uint8]
+    shown: npt.NDArray[np.uint8]
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -88,6 +94,9 @@ class MaskGame:
         only_class: play only the images of this class (its name); None plays all. A classifier must then be frozen: one
             that learned from one class would answer with it always.
         repeat: tries on one image before the next, one episode each.
+        steps: masks an episode. What was selected stays selected, the next mask is chosen on the image without it, and
+            each earns what it adds to the worth of them all: the rewards of an episode sum up to what one mask of all
+            of them would have earned.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …: where the judge lives and masks are made.
         seed: of splits, synthetic images, crops and a new judge's first weights. Episodes are seeded by `reset(seed=)`.
         **options: the data set's own keywords.
@@ -116,12 +125,14 @@ class MaskGame:
         visible_weight: float | None = None,
         only_class: str | None = None,
         repeat: int = 1,
+        steps: int = 1,
         device: str | torch.device = "auto",
         seed: int = 0,
         **options: Any,
     ) -> None:
         _positive("num_envs", num_envs)
         _positive("repeat", repeat)
+        _positive("steps", steps)
         if not isinstance(joint, bool):
             raise ConfigurationError(f"joint={joint!r} must be True or False")
         if objective not in OBJECTIVES:
@@ -172,7 +183,8 @@ class MaskGame:
                     f"only_class={only_class!r} is not a class of {dataset.name}: {dataset.class_names}"
                 )
             dataset = dataset.subset(dataset.labels == dataset.class_names.index(only_class))
-        self.num_envs, self.dataset, self.repeat, self.fill = num_envs, dataset, repeat, fill
+        self.num_envs, self.dataset, self.fill = num_envs, dataset, fill
+        self.repeat, self.steps = repeat, steps
         self.only_class = only_class
         self.joint, self.judge_batch = joint, 32 if judge_batch is None else judge_batch
         self.rule = ActionRule(action, grid, dataset.shape[1:], area, area_price, patch_cells)
@@ -182,26 +194,32 @@ class MaskGame:
             model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
             self.judging: Judging = ClassifierJudging(
                 ClassifierReward(model, objective, self.device, trainable=joint, lr=lr),
-                dataset, num_envs, grid, joint, fill, self.judge_batch,
+                dataset, num_envs, self.rule, joint, fill, self.judge_batch,
             )  # fmt: skip
         else:
             model = resolve_judge(reward_model, dataset.shape, None, seed, joint=joint)
             self.judging = ReconstructionJudging(
                 ReconstructionReward(
-                    model, self.device, trainable=joint, lr=lr, batch=self.judge_batch * repeat,
+                    model, self.device, trainable=joint, lr=lr, batch=self.judge_batch * repeat * steps,
                     visible_weight=visible_weight or 0.0,
                 ),
-                dataset, num_envs, grid, joint,
+                dataset, num_envs, self.rule, joint,
             )  # fmt: skip
         self._labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
-        # (g·g + 1,), the price of selecting 0, 1, … g·g cells.
-        shares = torch.arange(grid**2 + 1) / grid**2
+        # The price of selecting 0, 1, … all cells.
+        total = math.prod(self.rule.shape)
+        shares = torch.arange(total + 1) / total
         self._prices = self.rule.price * price_of_area(shares, self.rule.area).numpy()
         n = len(dataset)
         self.rngs: list[np.random.Generator] = []
         self._order = np.zeros((num_envs, n), np.int64)
         self._position = np.zeros(num_envs, np.int64)
         self._try = np.zeros(num_envs, np.int64)
+        self._step = np.zeros(num_envs, np.int64)
+        # Of episodes that are under way: what is selected, what it is worth, and the images without it.
+        self._selected = torch.zeros(num_envs, *self.rule.shape, dtype=torch.bool)
+        self._worth = np.zeros(num_envs, np.float32)
+        self._seen = np.zeros((num_envs, *dataset.shape) if steps > 1 else 0, np.uint8)
         self._scene: Scene | None = None
 
     @property
@@ -242,13 +260,21 @@ class MaskGame:
             self._order[slot] = rng.permutation(len(self.dataset))
         self._position[:] = 0
         self._try[:] = 0
+        self._begin(np.ones(self.num_envs, np.bool_))
         self._scene = None
+
+    def _begin(self, slots: npt.NDArray[np.bool_]) -> None:
+        self._step[slots] = 0
+        if self.steps > 1:
+            self._selected[torch.from_numpy(slots)] = False
+            self._worth[slots] = 0
 
     def advance(self, slots: npt.NDArray[np.bool_] | None = None) -> None:
         """The next episode of the given slots, (N,) bool (default: all): the next try, or the next image.
 
         Where an image is done and a classifier learns along, its best-rewarded try goes to it.
         """
+        self._begin(np.ones(self.num_envs, np.bool_) if slots is None else slots)
         self._try += 1 if slots is None else slots
         ended = self._try == self.repeat
         if not ended.any():
@@ -264,8 +290,12 @@ class MaskGame:
         self.judging.teach()
 
     def observe(self) -> npt.NDArray[np.uint8]:
-        """(N, C, H, W) uint8, a fresh copy of the images that the slots see."""
-        return self._look().pictures.copy()
+        """(N, C, H, W) uint8, a fresh copy of what the slots see: their images, without what is selected already."""
+        seen = self._look().pictures.copy()
+        if self.steps > 1:
+            under_way = self._step > 0
+            seen[under_way] = self._seen[under_way]
+        return seen
 
     def _look(self) -> Scene:
         if self._scene is None:
@@ -280,10 +310,10 @@ class MaskGame:
     # ---- what a mask earns -------------------------------------------------------------------------------------
 
     def play(self, cells: Tensor) -> Outcome:
-        """Judge one mask for each slot. A joint reconstructor learns from it; nothing else changes.
+        """Judge one mask for each slot. A joint reconstructor learns from it; `advance` leaves ended episodes.
 
         Args:
-            cells: (N, g, g) bool, from `rule.to_cells`.
+            cells: (N, *rule.shape) bool, from `rule.to_cells`; with `steps` they come on top of what is selected.
 
         Raises:
             JudgeError: the judge returned something that is not finite; nothing has changed then.
@@ -300,34 +330,51 @@ class MaskGame:
     def _judge(self, cells: Tensor) -> Outcome:
         scene = self._look()
         images = scene.images
+        if self.steps > 1:
+            cells = cells | self._selected
+        filling = self._noise(images) if scene.filling is None else scene.filling
         # What stays is spread over the pixels, not what goes: one pass over them less.
-        left = cells_to_mask(~cells.to(self.device), *self.dataset.shape[1:])
-        hidden = keep(images, left, self._noise(images) if scene.filling is None else scene.filling)
-        values = self.judging.judge(scene, cells, hidden)
+        hidden = keep(images, cells_to_mask(~cells.to(self.device), *self.dataset.shape[1:]), filling)
+        shown = hidden
+        if self.objective == "preserving":
+            shown = self.reward_model.view(images, cells_to_mask(cells.to(self.device), *images.shape[2:]), filling)
+        values = self.judging.judge(scene, cells, shown)
         count = cells.flatten(1).sum(1).numpy()
-        reward = values["gain"]
+        worth = values["gain"]
         if self.rule.price:
             values["price"] = self._prices[count]
-            reward = reward - values["price"]
-        self.judging.remember(reward, cells.numpy())
-        area = (count / self.rule.grid**2).astype(np.float32)
+            worth = worth - values["price"]
         info: dict[str, npt.NDArray[Any]] = {
-            "index": scene.index.copy(),
-            "try": self._try.copy(),
-            "label": scene.labels.copy(),
-            "area": area,
+            **self._where(scene),
+            "area": (count / math.prod(self.rule.shape)).astype(np.float32),
             **values,
         }
-        return Outcome(reward, info, cells, hidden.cpu().numpy())
+        on_host = hidden.cpu().numpy()
+        reward = self._count(worth, cells, on_host)
+        ended = self._step == self.steps
+        self.judging.remember(np.where(ended, worth, -np.inf), cells.numpy())
+        return Outcome(reward, info, cells, ended, on_host, on_host if shown is hidden else shown.cpu().numpy())
+
+    def _count(
+        self, worth: npt.NDArray[np.float32], cells: Tensor, hidden: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.float32]:
+        # The step's reward; from here on it has been played.
+        self._step += 1
+        if self.steps == 1:
+            return worth
+        reward = worth - self._worth
+        self._selected, self._worth, self._seen = cells.clone(), worth.copy(), hidden.copy()
+        return reward
+
+    def _where(self, scene: Scene) -> dict[str, npt.NDArray[Any]]:
+        info = {"index": scene.index.copy(), "try": self._try.copy(), "label": scene.labels.copy()}
+        return {**info, "step": self._step.copy()} if self.steps > 1 else info
 
     def blank_info(self) -> dict[str, npt.NDArray[Any]]:
         """The info of slots whose mask is not chosen yet: the same keys, with area 0 and every term 0."""
-        scene = self._look()
         nothing = np.zeros(self.num_envs, np.float32)
         return {
-            "index": scene.index.copy(),
-            "try": self._try.copy(),
-            "label": scene.labels.copy(),
+            **self._where(self._look()),
             "area": nothing,
             **self.judging.blank(),
             **({"price": nothing.copy()} if self.rule.price else {}),
@@ -356,6 +403,8 @@ class MaskGame:
             raise ConfigurationError(
                 f"action={self.rule.kind!r} has too many actions to try them all; regret needs action='patch'"
             )
+        if self.steps > 1:
+            raise ConfigurationError("what an action earns depends on those before it; regret needs steps=1")
         _positive("chunk", chunk)
         if index is None and not self.started:
             raise ResetNeeded("call reset() before asking for the current images' rewards, or give index")
@@ -366,7 +415,7 @@ class MaskGame:
             raise ConfigurationError(f"index must be (M,) whole positions from 0 to {len(self.dataset) - 1}")
         every = patch_to_cells(torch.arange(int(self.rule.space.n)), self.rule.grid, self.rule.patch_cells)
         every = every.to(self.device)
-        kept = cells_to_mask(~every, *self.dataset.shape[1:])
+        masks = cells_to_mask(every, *self.dataset.shape[1:])
         result = torch.empty(len(wanted), len(every), device=self.device)
         at_once = max(1, chunk // len(every))
         for first in range(0, len(wanted), at_once):
@@ -382,8 +431,8 @@ class MaskGame:
             gains = self.reward_model.against(images, labels)
             pairs = torch.cartesian_prod(torch.arange(len(some)), torch.arange(len(every))).to(self.device)
             for rows, actions in (part.T for part in pairs.split(chunk)):  # type: ignore[no-untyped-call]
-                hidden = keep(images[rows], kept[actions], filling[rows])
-                result[first + rows, actions] = gains(rows, hidden, every[actions])
+                shown = self.reward_model.view(images[rows], masks[actions], filling[rows])
+                result[first + rows, actions] = gains(rows, shown, every[actions])
         return result.cpu().numpy()
 
     # ---- exact resume ------------------------------------------------------------------------------------------
@@ -395,6 +444,10 @@ class MaskGame:
             "order": self._order.copy(),
             "position": self._position.copy(),
             "try": self._try.copy(),
+            "step": self._step.copy(),
+            "selected": self._selected.clone(),
+            "worth": self._worth.copy(),
+            "seen": self._seen.copy(),
             "judging": self.judging.state(),
             "data": self.dataset.digest,
             "played": self._played(),
@@ -404,6 +457,7 @@ class MaskGame:
         # What a state is only true for; the judge and the action rule refuse what does not fit them by themselves.
         return {
             "objective": self.objective, "joint": self.joint, "fill": self.fill, "repeat": self.repeat,
+            "steps": self.steps, "action": self.rule.kind,
             "judge_batch": self.judge_batch, "area": self.rule.area, "area_price": self.rule.price,
         }  # fmt: skip
 
@@ -423,6 +477,8 @@ class MaskGame:
         self.rngs = [generator_of(saved) for saved in state["rngs"]]
         self._scene = None
         self._order[:], self._position[:], self._try[:] = state["order"], state["position"], state["try"]
+        self._step[:], self._worth[:] = state["step"], state["worth"]
+        self._selected, self._seen = torch.as_tensor(state["selected"]).clone(), np.array(state["seen"])
         self.judging.load_state(state["judging"])
 
 

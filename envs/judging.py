@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import JudgeError
-from maskaug.envs.masking import cells_to_mask, filler, keep
+from maskaug.envs.masking import cell_means, cells_to_mask, filler, keep
 from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel
 
 Values = dict[str, npt.NDArray[np.float32]]
@@ -51,27 +52,29 @@ class Judging(ABC):
         reward_model: the judge.
         dataset: the images that are played.
         num_envs: N.
-        grid: g.
+        rule: what is selected.
         joint: whether the judge learns along.
     """
 
     reward_model: RewardModel
 
-    def __init__(self, reward_model: RewardModel, dataset: ImageDataset, num_envs: int, grid: int, joint: bool) -> None:
+    def __init__(
+        self, reward_model: RewardModel, dataset: ImageDataset, num_envs: int, rule: ActionRule, joint: bool
+    ) -> None:
         self.reward_model = reward_model
-        self.dataset, self.num_envs, self.grid, self.joint = dataset, num_envs, grid, joint
+        self.dataset, self.num_envs, self.rule, self.joint = dataset, num_envs, rule, joint
         #: what the judge last learned from: a classifier's loss at its last update, a reconstructor's mean gain in the
         #: last step; NaN before the first; for logs.
         self.loss = float("nan")
 
     @abstractmethod
-    def judge(self, scene: Scene, cells: Tensor, hidden: Tensor) -> Values:
+    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> Values:
         """The terms of the reward, (N,) each, "gain" among them, and what else the info holds of the masks.
 
         Args:
             scene: the images.
-            cells: (N, g, g) bool on the CPU.
-            hidden: (N, C, H, W) uint8, as the judge is to see them.
+            cells: (N, *rule.shape) bool on the CPU.
+            shown: (N, C, H, W) uint8, the images as the judge is to see them.
 
         Raises:
             JudgeError: an answer is not finite; nothing has changed then.
@@ -82,7 +85,7 @@ class Judging(ABC):
         """The same keys for slots whose mask is not chosen yet."""
 
     def remember(self, reward: npt.NDArray[np.float32], cells: npt.NDArray[np.bool_]) -> None:  # noqa: B027
-        """A try of every slot has been rewarded, (N,); its cells, (N, g, g)."""
+        """A try of every slot has been rewarded, (N,); its cells, (N, *rule.shape)."""
 
     def ended(self, slots: npt.NDArray[np.int64], index: npt.NDArray[np.int64]) -> None:  # noqa: B027
         """The given slots leave their images, at `index` (of all slots) in the data set."""
@@ -126,12 +129,12 @@ class ClassifierJudging(Judging):
         reward_model: ClassifierReward,
         dataset: ImageDataset,
         num_envs: int,
-        grid: int,
+        rule: ActionRule,
         joint: bool,
         fill: str,
         batch: int,
     ) -> None:
-        super().__init__(reward_model, dataset, num_envs, grid, joint)
+        super().__init__(reward_model, dataset, num_envs, rule, joint)
         assert dataset.labels is not None
         self._labels = dataset.labels
         self._fill, self._batch = fill, batch
@@ -141,12 +144,12 @@ class ClassifierJudging(Judging):
         # Its own generator: a slot must see the same images however often the judge learns.
         self._rng = np.random.default_rng(0)
         self._best = np.full(num_envs, -np.inf, np.float32)
-        self._best_cells = np.zeros((num_envs, grid, grid), np.bool_)
+        self._best_cells = np.zeros((num_envs, *rule.shape), np.bool_)
         self._pending: list[tuple[int, npt.NDArray[np.bool_]]] = []
 
-    def judge(self, scene: Scene, cells: Tensor, hidden: Tensor) -> Values:
+    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> Values:
         """See `Judging.judge`; changes nothing."""
-        terms = self.reward_model.score(hidden, self._clean_logits(scene.index, scene.images), scene.truth)
+        terms = self.reward_model.score(shown, self._clean_logits(scene.index, scene.images), scene.truth)
         # One transfer for all of them.
         table = torch.stack(list(terms.values())).float().cpu().numpy()
         values = dict(zip(terms, table, strict=True))
@@ -253,15 +256,16 @@ class ReconstructionJudging(Judging):
 
     reward_model: ReconstructionReward
 
-    def judge(self, scene: Scene, cells: Tensor, hidden: Tensor) -> Values:
+    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> Values:
         """See `Judging.judge`; with a joint judge this is where it learns."""
         on_device = cells.to(self.reward_model.device)
         if not self.joint:
-            parts = [self.reward_model.score(scene.images, hidden, on_device)]
+            parts = [self.reward_model.score(scene.images, shown, on_device)]
         else:
-            parts = self._learn(scene.images, hidden, on_device)
-        table = torch.cat([torch.cat([gain[:, None], errors.flatten(1)], 1) for gain, errors in parts])
+            parts = self._learn(scene.images, shown, on_device)
+        gains, errors = (torch.cat(part) for part in zip(*parts, strict=True))
         # One transfer for both.
+        table = torch.cat([gains[:, None], cell_means(errors, on_device, self.rule.grid).flatten(1)], 1)
         on_host = table.float().cpu().numpy()
         gain = np.ascontiguousarray(on_host[:, 0])
         finite = np.isfinite(gain)
@@ -269,8 +273,7 @@ class ReconstructionJudging(Judging):
             self._refuse(scene.index[~finite])
         if self.joint:
             self.loss = float(gain.mean())
-        every = on_host[:, 1:].reshape(-1, self.grid, self.grid)
-        return {"gain": gain, "cell_error": np.where(cells.numpy(), every, np.float32(np.nan))}
+        return {"gain": gain, "cell_error": on_host[:, 1:].reshape(-1, self.rule.grid, self.rule.grid).copy()}
 
     def _learn(self, images: Tensor, hidden: Tensor, cells: Tensor) -> list[tuple[Tensor, Tensor]]:
         # One part as a rule; more where an update falls into the middle, and a later part that fails must take what
@@ -296,7 +299,7 @@ class ReconstructionJudging(Judging):
 
     def blank(self) -> Values:
         """See `Judging.blank`: the gain is 0 and no cell has an error."""
-        unknown = np.full((self.num_envs, self.grid, self.grid), np.nan, np.float32)
+        unknown = np.full((self.num_envs, self.rule.grid, self.rule.grid), np.nan, np.float32)
         return {"gain": np.zeros(self.num_envs, np.float32), "cell_error": unknown}
 
 

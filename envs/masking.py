@@ -1,7 +1,8 @@
 """Masks as pure, batched functions: action → cells → mask, hide, keep, area, and how much of a region a mask selects.
 
-A mask is 1 where the agent selected, (N, H, W) bool. A grid has g×g cells; the image size is a multiple of g. All
-functions take and return torch tensors on one device and never change their arguments.
+A mask is 1 where the agent selected, (N, H, W) bool. A grid has g×g cells; the image size is a multiple of g. Where
+actions select pixels, a cell is a pixel, and cells (N, H, W) are the mask. All functions take and return torch tensors
+on one device and never change their arguments.
 """
 
 from __future__ import annotations
@@ -14,21 +15,59 @@ FILLS = ("zero", "mean", "noise", "blur")
 
 
 def cells_to_mask(cells: Tensor, height: int, width: int) -> Tensor:
-    """Cells (N, g, g) of any dtype → mask (N, height, width) of the same dtype; each cell becomes a block of pixels.
+    """Cells (N, g, h) of any dtype → mask (N, height, width) of the same dtype; each cell becomes a block of pixels.
+
+    Cells that are pixels are returned as they are.
 
     >>> cells_to_mask(torch.tensor([[[1, 0], [0, 0]]]), 4, 4).sum()
     tensor(4)
     """
-    n, g, _ = cells.shape
+    n, rows, columns = cells.shape
+    if (rows, columns) == (height, width):
+        return cells
     # Along the rows first, then whole rows: six times as fast as expanding both at once.
-    wide = cells[:, :, :, None].expand(n, g, g, width // g).reshape(n, g, 1, width)
-    return wide.expand(n, g, height // g, width).reshape(n, height, width)
+    wide = cells[:, :, :, None].expand(n, rows, columns, width // columns).reshape(n, rows, 1, width)
+    return wide.expand(n, rows, height // rows, width).reshape(n, height, width)
 
 
 def mask_to_cells(values: Tensor, grid: int) -> Tensor:
     """Mean of (N, H, W) over each cell → (N, g, g) float32."""
     n, h, w = values.shape
     return values.float().reshape(n, grid, h // grid, grid, w // grid).mean((2, 4))
+
+
+def cell_means(values: Tensor, selected: Tensor, grid: int) -> Tensor:
+    """Mean of values (N, h, w) over what is selected, (N, h, w) bool, of each of g×g cells: (N, g, g) float32.
+
+    NaN where nothing of a cell is selected.
+
+    >>> cell_means(torch.tensor([[[1.0, 3.0], [5.0, 7.0]]]), torch.tensor([[[True, True], [False, False]]]), 1)
+    tensor([[[2.]]])
+    """
+    # Not a product: what is not selected may be anything, infinite too.
+    total = mask_to_cells(torch.where(selected, values, 0), grid)
+    return total / mask_to_cells(selected, grid)
+
+
+def box_to_mask(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Boxes (N, 4) float in [−1, 1] → mask (N, height, width) bool.
+
+    A box is (row, column) of its centre, −1 at the top or left border and 1 at the bottom or right one, then its
+    height and width, −1 for nothing and 1 for the whole image's. A pixel is selected if its middle lies in the box;
+    what lies beyond the border is lost.
+
+    >>> box_to_mask(torch.tensor([[0.0, -0.5, 0.0, -0.5]]), 4, 4).int()
+    tensor([[[0, 0, 0, 0],
+             [1, 0, 0, 0],
+             [1, 0, 0, 0],
+             [0, 0, 0, 0]]], dtype=torch.int32)
+    """
+    inside = []
+    for axis, size in enumerate((height, width)):
+        middles = (torch.arange(size, dtype=boxes.dtype, device=boxes.device) + 0.5) * (2 / size) - 1
+        centre, reach = boxes[:, axis, None], (boxes[:, axis + 2, None] + 1) / 2
+        inside.append((middles >= centre - reach) & (middles < centre + reach))
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def patch_count(grid: int, patch_cells: int) -> int:

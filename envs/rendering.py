@@ -98,7 +98,7 @@ def render_step(game: MaskGame, outcome: Outcome | None, slot: int, side: int = 
     region = None if game.dataset.regions is None else game.dataset.regions[index]
     mask = np.zeros(image.shape[1:], np.bool_) if outcome is None else outcome.mask[slot]
     panels = mask_row(image, region, mask, side)[1:3]
-    panels.append(to_rgb(image if outcome is None else outcome.hidden[slot], side))
+    panels.append(to_rgb(image if outcome is None else outcome.shown[slot], side))
     words = "no mask yet"
     if outcome is not None:
         words = f"reward {outcome.reward[slot]:+.3f}   area {outcome.info['area'][slot]:.0%}"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.envs.errors import ConfigurationError, JudgeError
-from maskaug.envs.masking import mask_to_cells
+from maskaug.envs.masking import hide, keep, mask_to_cells
 from maskaug.envs.networks import to_float
 
-#: (rows (M,) int64, hidden images (M, C, H, W) uint8, cells (M, g, g) bool) → gains (M,) float32.
+#: (rows (M,) int64, images as the judge is shown them (M, C, H, W) uint8, cells (M, g, g) bool) → gains (M,) float32.
 Gains = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -69,6 +69,10 @@ class RewardModel(ABC):
     def terms(self) -> tuple[str, ...]:
         """The names of the reward's terms, each (N,); "gain" is the reward before any price."""
 
+    def view(self, images: Tensor, mask: Tensor, filling: Tensor) -> Tensor:
+        """What the judge is shown of images (N, C, H, W): without the mask (N, H, W) bool, or nothing else of them."""
+        return keep(images, mask, filling) if self.objective == "preserving" else hide(images, mask, filling)
+
     @abstractmethod
     def against(self, images: Tensor, labels: Tensor) -> Gains:
         """What masks on these images earn, without learning from them: for evaluations and for regret.
@@ -78,7 +82,7 @@ class RewardModel(ABC):
             labels: (N,) int64.
 
         Returns:
-            A function of M masks: the row in `images` that each is for, (M,); the hidden images; the cells.
+            A function of M masks: the row in `images` that each is for, (M,); what `view` makes of them; the cells.
         """
 
     def weights_version(self) -> int:
@@ -118,6 +122,8 @@ class ClassifierReward(RewardModel):
     """The reward from a classifier f (APGA, arXiv 1909.04108, steps 1 to 3 and 5).
 
     * "adversarial": CE(f(selected part hidden), y) − CE(f(x), y); high where the hidden part mattered for the truth.
+    * "preserving": −(CE(f(all but the selected part hidden), y) − CE(f(x), y)); at most the clean loss, and high where
+      the selected part alone is enough for the truth.
     * "sensitivity": Σ over classes of |change of the centred logit|, no label needed; with two classes this is the
       absolute change of the log-odds.
 
@@ -128,7 +134,7 @@ class ClassifierReward(RewardModel):
         objective, device, trainable, lr: see `RewardModel`.
     """
 
-    objectives = ("adversarial", "sensitivity")
+    objectives = ("adversarial", "preserving", "sensitivity")
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -139,30 +145,34 @@ class ClassifierReward(RewardModel):
         # Detached: a view of a parameter keeps its gradient even under no_grad.
         return result.detach()
 
-    def score(self, hidden: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def score(self, shown: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the reward, each (N,) float32.
 
         Args:
-            hidden: (N, C, H, W) uint8, the images as the judge is to see them.
+            shown: (N, C, H, W) uint8, the images as the judge is to see them; see `view`.
             clean_logits: (N, classes), of the same images untouched, from the same weights.
             labels: (N,) int64; not looked at by "sensitivity".
         """
-        logits = self.logits(hidden)
+        logits = self.logits(shown)
         if self.objective == "sensitivity":
             change = (logits - logits.mean(1, keepdim=True)) - (clean_logits - clean_logits.mean(1, keepdim=True))
             return {"gain": change.abs().sum(1)}
         clean, masked = (functional.cross_entropy(x, labels, reduction="none") for x in (clean_logits, logits))
+        if self.objective == "preserving":
+            return {"loss_clean": clean, "loss_kept": masked, "gain": clean - masked}
         return {"loss_clean": clean, "loss_hidden": masked, "gain": masked - clean}
 
     @property
     def terms(self) -> tuple[str, ...]:
         """The names that `score` returns."""
-        return ("gain",) if self.objective == "sensitivity" else ("loss_clean", "loss_hidden", "gain")
+        if self.objective == "sensitivity":
+            return ("gain",)
+        return ("loss_clean", "loss_kept" if self.objective == "preserving" else "loss_hidden", "gain")
 
     def against(self, images: Tensor, labels: Tensor) -> Gains:
         """See `RewardModel.against`."""
         clean = self.logits(images)
-        return lambda rows, hidden, _: self.score(hidden, clean[rows], labels[rows])["gain"]
+        return lambda rows, shown, _: self.score(shown, clean[rows], labels[rows])["gain"]
 
     def update(self, images: Tensor, aiding: Tensor, labels: Tensor) -> dict[str, float]:
         """One Adam step on cross-entropy over the clean images and their aiding views, in equal parts.
@@ -221,24 +231,28 @@ class ReconstructionReward(RewardModel):
         """The reward has one term."""
         return ("gain",)
 
-    def errors(self, images: Tensor, hidden: Tensor, grid: int) -> Tensor:
+    def errors(self, images: Tensor, hidden: Tensor, grid: int | None) -> Tensor:
         """Mean squared error of every cell, hidden or not: (N, g, g) float32, pixels in [−1, 1].
 
         Args:
             images: (N, C, H, W) uint8, untouched.
             hidden: (N, C, H, W) uint8, as the network is to see them.
-            grid: g.
+            grid: g; None: of every pixel, (N, H, W).
         """
         result = self.model(to_float(hidden))
         # [0, 1] → [−1, 1] doubles every difference.
-        return 4 * mask_to_cells((result - to_float(images)).square().mean(1), grid)
+        square = (result - to_float(images)).square().mean(1)
+        return 4 * (square if grid is None else mask_to_cells(square, grid))
 
     @torch.no_grad()
     def score(self, images: Tensor, hidden: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """(gain (N,), error of every cell (N, g, g)), in evaluation mode, without gradient."""
+        """(gain (N,), error of every cell (N, g, g)), in evaluation mode, without gradient.
+
+        Cells (N, H, W), the mask itself, give the error of every pixel.
+        """
         if self.model.training:
             self.model.eval()
-        errors = self.errors(images, hidden, cells.shape[-1]).detach()
+        errors = self.errors(images, hidden, _grid_of(images, cells)).detach()
         return mean_over(errors, cells), errors
 
     def against(self, images: Tensor, labels: Tensor) -> Gains:
@@ -260,7 +274,7 @@ class ReconstructionReward(RewardModel):
         # Batch norm has already counted the images when a bad error shows.
         before = [b.clone() for b in self.model.buffers()]
         self.model.train()
-        errors = self.errors(images, hidden, cells.shape[-1])
+        errors = self.errors(images, hidden, _grid_of(images, cells))
         self.model.eval()
         # Visible cells too: their gradient is zero times what they are, and zero times infinity is not zero.
         if not bool(errors.isfinite().all()):
@@ -332,6 +346,10 @@ def frozen_reward(model: nn.Module, objective: str, device: torch.device) -> Rew
     if objective in ReconstructionReward.objectives:
         return ReconstructionReward(model, device, trainable=False)
     return ClassifierReward(model, objective, device, trainable=False)
+
+
+def _grid_of(images: Tensor, cells: Tensor) -> int | None:
+    return None if cells.shape[1:] == images.shape[2:] else cells.shape[-1]
 
 
 def mean_over(values: Tensor, cells: Tensor) -> Tensor:

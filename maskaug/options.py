@@ -27,7 +27,7 @@ class EnvOptions(Options):
         image_size: height and width in pixels.
         channels: 1 or 3.
         objective: what a mask earns.
-        action: grid or patch.
+        action: grid, patch, pixel or box.
         grid: cells along each side.
         patch_cells: side of a patch in cells; for agents that play patches.
         area: share of the image to select.
@@ -40,6 +40,7 @@ class EnvOptions(Options):
         visible_weight: weight of what was not hidden in what a reconstructor learns from.
         only_class: play the images of this class only.
         repeat: tries on each image.
+        steps: masks an episode.
         kind: synthetic data: radiograph, ultrasound or mr.
         difficulty: synthetic data: easy, medium or hard.
         n: synthetic data: number of images.
@@ -66,6 +67,7 @@ class EnvOptions(Options):
     visible_weight: float | None = None
     only_class: str | None = None
     repeat: int | None = None
+    steps: int | None = None
     kind: str | None = None
     difficulty: str | None = None
     n: int | None = None

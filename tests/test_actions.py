@@ -18,7 +18,7 @@ from maskaug.envs.actions import ActionRule
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, InvalidAction
 
-KINDS = ("grid", "patch")
+KINDS = ("grid", "patch", "pixel", "box")
 GRID = 4
 RULES = {kind: ActionRule(kind, GRID, (16, 16), None, None, None) for kind in KINDS}
 
@@ -29,12 +29,17 @@ def test_spaces_and_defaults() -> None:
     assert (grid.area, grid.price, grid.cells) == (0.25, 1.0, 4)
     assert patch.space == spaces.Discrete(9)
     assert (patch.patch_cells, patch.area, patch.price, patch.cells) == (2, 0.25, 0.0, 4)
+    assert RULES["pixel"].space == spaces.Box(-1, 1, (16, 16), np.float32)
+    assert RULES["box"].space == spaces.Box(-1, 1, (4,), np.float32)
+    for kind in ("pixel", "box"):
+        assert (RULES[kind].area, RULES[kind].price, RULES[kind].cells, RULES[kind].shape) == (0.25, 1.0, 4, (16, 16))
+    assert grid.shape == patch.shape == (4, 4)
 
 
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"kind": "box"}, "use one of"),
+        ({"kind": "circle"}, "use one of"),
         ({"grid": 1}, "at least 2"),
         ({"grid": 4.0}, "integer"),
         ({"grid": 5}, "choose a grid that does"),
@@ -48,8 +53,10 @@ def test_spaces_and_defaults() -> None:
         ({"area_price": math.inf}, "finite number ≥ 0"),
         ({"area_price": "much"}, "finite number ≥ 0"),
         ({"patch_cells": 2}, "patch_cells goes with action='patch'; with action='grid' give area"),
-        ({"kind": "patch", "area": 0.25}, "patch_cells alone, or use action='grid'"),
-        ({"kind": "patch", "area_price": 1.0}, "patch_cells alone, or use action='grid'"),
+        ({"kind": "patch", "area": 0.25}, "patch_cells alone, or use another action"),
+        ({"kind": "patch", "area_price": 1.0}, "patch_cells alone, or use another action"),
+        ({"kind": "pixel", "patch_cells": 2}, "with action='pixel' give area"),
+        ({"kind": "box", "area": 1.5}, "below 1"),
         ({"kind": "patch", "patch_cells": 4}, "from 1 to grid − 1 = 3"),
         ({"kind": "patch", "patch_cells": 0}, "from 1 to grid − 1 = 3"),
         ({"kind": "patch", "patch_cells": 2.0}, "integer"),
@@ -70,6 +77,39 @@ def test_any_numeric_type_is_cast(dtype: str) -> None:
     assert got.nonzero().tolist() == [[0, 0, 0], [0, 1, 1]]
     corner = np.array([1, 0]).astype(dtype)
     assert RULES["patch"].to_cells(corner, 2)[0].nonzero().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
+
+
+def test_a_pixel_is_selected_above_zero() -> None:
+    action = np.zeros((1, 16, 16), np.float32)
+    action[0, 2, 3], action[0, 2, 4], action[0, 5, 6] = 1e-30, -1e-30, 1
+    assert RULES["pixel"].to_cells(action, 1).nonzero().tolist() == [[0, 2, 3], [0, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("action", "rows", "columns"),
+    [
+        ([0, 0, 0, 0], (4, 12), (4, 12)),  # the middle half of both sides
+        ([0, 0, 1, 1], (0, 16), (0, 16)),  # everything
+        ([0, 0, -1, 1], (0, 0), (0, 0)),  # no height
+        ([-1, 1, 0, 0], (0, 4), (12, 16)),  # half of it lies beyond the top and the right border
+        ([0.5, -0.5, -0.5, -0.875], (10, 14), (4, 4)),  # one pixel wide, but its middle lies on a border of pixels
+        ([0.5, -0.4375, -0.5, -0.875], (10, 14), (4, 5)),  # half a pixel further
+    ],
+)
+def test_a_box_is_its_centre_and_its_size(action: Any, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    expected = torch.zeros(1, 16, 16, dtype=torch.bool)
+    expected[0, slice(*rows), slice(*columns)] = True
+    got = RULES["box"].to_cells(action, None)
+    if action == [0.5, -0.5, -0.5, -0.875]:
+        # Middles at −.5625 and −.4375, the box from −.5625 to −.4375: the first is in, the second is not.
+        expected[0, slice(*rows), 3] = True
+    assert torch.equal(got, expected)
+
+
+def test_boxes_need_not_be_square_nor_images() -> None:
+    rule = ActionRule("box", 4, (8, 16), None, None, None)
+    assert rule.to_cells([[0, 0, 0, 0], [-1, -1, 1, 0]], 2).flatten(1).sum(1).tolist() == [4 * 8, 4 * 4]
+    assert rule.space == spaces.Box(-1, 1, (4,), np.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.bfloat16])
@@ -138,6 +178,10 @@ def test_what_is_not_a_number_is_refused(kind: str, action: Any) -> None:
         ("patch", [0, 9], r"from 0 to 8, got .*9.* at position \(1,\)"),
         ("patch", [0, 1.5], "whole number"),
         ("patch", ["0", "1"], r"array of numbers of shape \(2,\)"),
+        ("pixel", np.full((2, 16, 16), 1.5), r"from −1 to 1, got .*1.5.* at position \(0, 0, 0\)"),
+        ("pixel", np.zeros((2, 256)), r"must have shape \(2, 16, 16\), got \(2, 256\)"),
+        ("box", [[0, 0, 0, 0], [0, math.nan, 0, 0]], r"from −1 to 1, got .*nan.* at position \(1, 1\)"),
+        ("box", np.zeros((2, 2, 2)), r"must have shape \(2, 4\)"),
     ],
 )
 def test_the_message_names_the_cause_and_the_cure(kind: str, action: Any, words: str) -> None:
@@ -145,27 +189,38 @@ def test_the_message_names_the_cause_and_the_cure(kind: str, action: Any, words:
         RULES[kind].to_cells(action, 2)
 
 
+SHAPES: dict[str, tuple[int, ...]] = {"grid": (GRID**2,), "patch": (), "pixel": (16, 16), "box": (4,)}
+
+
 def expected_cells(kind: str, action: np.ndarray[Any, Any], num_envs: int) -> list[list[int]] | None:
     """The cells that each action selects, or None where it is none; in plain Python, as another way to say it."""
-    if action.shape != ((num_envs, GRID**2) if kind == "grid" else (num_envs,)) or action.dtype.kind not in "biuf":
+    if action.shape != (num_envs, *SHAPES[kind]) or action.dtype.kind not in "biuf":
         return None
     chosen = []
-    for row in action.tolist():
-        if kind == "grid":
-            if any(value not in (0, 1) for value in row):
+    for row in action.reshape(num_envs, -1).tolist():
+        if kind == "patch":
+            if row[0] not in range((GRID - 1) ** 2):
                 return None
-            chosen.append([i for i, value in enumerate(row) if value == 1])
-        else:
-            if row not in range((GRID - 1) ** 2):
-                return None
-            top, left = divmod(int(row), GRID - 1)
+            top, left = divmod(int(row[0]), GRID - 1)
             chosen.append(sorted((top + y) * GRID + left + x for y in (0, 1) for x in (0, 1)))
+        elif any(value not in (0, 1) if kind == "grid" else not -1 <= value <= 1 for value in row):
+            return None
+        elif kind == "box":
+            row_, column, height, width = (float(np.float32(value)) for value in row)
+            middles = [(2 * i + 1) / 16 - 1 for i in range(16)]
+            spans = [
+                [i for i, m in enumerate(middles) if centre - (size + 1) / 2 <= m < centre + (size + 1) / 2]
+                for centre, size in ((row_, height), (column, width))
+            ]
+            chosen.append([y * 16 + x for y in spans[0] for x in spans[1]])
+        else:
+            chosen.append([i for i, value in enumerate(row) if value > 0])
     return chosen
 
 
 BATCH = 25  # numbers are drawn by numpy: hypothesis alone would take a minute for as many
 NUMERIC = ["?", "b", "B", "h", "i", "i8", "u8", ">f4", "e", "f", "d", "g", "F", "D", "O", "U3", "S2", "m8[s]"]
-ODD = [0, 1, 2, 8, 9, -1, 0.5, 1 + 1e-7, 255, 2**31, -(2**62), math.inf, -math.inf, math.nan, -0.0, 1e-300]
+ODD = [0, 1, 2, 8, 9, -1, -128, 0.5, 1 + 1e-7, 255, 2**31, -(2**62), math.inf, -math.inf, math.nan, -0.0, 1e-300]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,9 +236,11 @@ def test_ten_thousand_numeric_actions(
     kind: str, seed: int, dtype: str, shape: tuple[int, ...] | None, odd: float, as_tensor: bool
 ) -> None:
     rng = np.random.default_rng(seed)
-    right = (2, GRID**2) if kind == "grid" else (2,)
-    for _ in range(BATCH):
+    right = (2, *SHAPES[kind])
+    for _ in range(BATCH if kind != "pixel" else 2):
         values = rng.integers(0, 2 if kind == "grid" else 9, right if shape is None else shape).astype(object)
+        if kind in ("pixel", "box"):
+            values = np.asarray(values / 4 - 1, object)
         if values.ndim:
             wrong = np.flatnonzero(rng.random(values.size) < odd)
             values.flat[wrong] = [ODD[i] for i in rng.integers(0, len(ODD), len(wrong))]
@@ -201,7 +258,7 @@ def test_ten_thousand_numeric_actions(
                 RULES[kind].to_cells(sent, 2)
         else:
             cells = RULES[kind].to_cells(sent, 2)
-            assert cells.shape == (2, GRID, GRID)
+            assert cells.shape == (2, *RULES[kind].shape)
             assert [row.nonzero().flatten().tolist() for row in cells.flatten(1)] == expected
 
 

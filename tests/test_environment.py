@@ -19,7 +19,7 @@ from maskaug.envs.masking import FILLS
 
 DATA = pictures(7)
 GRID = 4
-ACTIONS = ("grid", "patch")
+ACTIONS = ("grid", "patch", "pixel", "box")
 Game = dict[str, Any]
 
 
@@ -27,8 +27,10 @@ def frozen(**more: Any) -> Game:
     return {"dataset": DATA, "grid": GRID, "joint": False, "reward_model": FlatJudge(DATA), **more}
 
 
-def actions(kind: str, steps: int, num_envs: int, seed: int = 0) -> npt.NDArray[np.int64]:
+def actions(kind: str, steps: int, num_envs: int, seed: int = 0) -> npt.NDArray[Any]:
     rng = np.random.default_rng(seed)
+    if kind in ("pixel", "box"):
+        return rng.uniform(-1, 1, (steps, num_envs, *((16, 16) if kind == "pixel" else (4,))))
     size: tuple[int, ...] = (steps, num_envs, 16) if kind == "grid" else (steps, num_envs)
     return rng.integers(0, 2 if kind == "grid" else 9, size)
 

@@ -38,9 +38,11 @@ def outcome(**keywords: Any) -> list[Any]:
     rng = np.random.default_rng(0)
     for _ in range(8):
         space: Any = env.single_action_space
-        count = int(space.n)
-        low = rng.integers(0, 2, (2, count)) if space.shape else rng.integers(0, count, 2)
-        shown.append(env.step(low))
+        if hasattr(space, "n"):
+            count = int(space.n)
+            shown.append(env.step(rng.integers(0, 2, (2, count)) if space.shape else rng.integers(0, count, 2)))
+        else:
+            shown.append(env.step(rng.uniform(-1, 1, (2, *space.shape))))
     shown.append([value.clone() for value in env.game.reward_model.model.state_dict().values()])
     return shown
 
@@ -58,7 +60,12 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"image_size": 48}),
     ({}, {"channels": 3}),
     ({}, {"objective": "sensitivity"}),
+    ({}, {"objective": "preserving"}),
     ({}, {"action": "patch"}),
+    ({}, {"action": "pixel"}),
+    ({"action": "pixel"}, {"action": "pixel", "area": 0.5}),
+    ({}, {"action": "box"}),
+    ({"action": "box"}, {"action": "box", "area_price": 2.0}),
     ({}, {"grid": 4}),
     ({"action": "patch"}, {"action": "patch", "patch_cells": 3}),
     ({}, {"area": 0.5}),
@@ -69,6 +76,7 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"judge_lr": 0.02}),
     ({}, {"judge_batch": 3}),
     ({}, {"repeat": 2}),
+    ({}, {"steps": 2}),
     ({}, {"seed": 1}),
     ({}, {"kind": "mr"}),
     ({}, {"difficulty": "hard"}),
@@ -78,6 +86,8 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"objective": "reconstruction"}),
     (RECONSTRUCTION, {**RECONSTRUCTION, "visible_weight": 0.5}),
     (RECONSTRUCTION, {**RECONSTRUCTION, "action": "patch"}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "action": "box"}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "steps": 2}),
     (RECONSTRUCTION, {**RECONSTRUCTION, "judge_lr": 0.02}),
     (RECONSTRUCTION, {**RECONSTRUCTION, "judge_batch": 3}),
     (RECONSTRUCTION, {**RECONSTRUCTION, "repeat": 2}),
@@ -113,6 +123,7 @@ def test_every_keyword_has_its_test() -> None:
 
 def test_defaults_are_those_that_are_documented() -> None:
     assert same(outcome(), outcome(area=0.25, area_price=1.0, fill="zero", joint=True, judge_lr=1e-3, grid=8, repeat=1))
+    assert same(outcome(), outcome(steps=1))
     assert same(outcome(), outcome(objective="adversarial", action="grid", reward_model="small", seed=0, split="train"))
     assert same(outcome(judge_batch=None), outcome(judge_batch=32))
     assert same(outcome(action="patch"), outcome(action="patch", patch_cells=2))
@@ -139,7 +150,7 @@ LEARNS: Game = {"objective": "reconstruction", "joint": True, "reward_model": No
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"objective": "preserving"}, r"use one of \(.adversarial., .sensitivity., .reconstruction.\)"),
+        ({"objective": "deleting"}, "use one of .*adversarial.*preserving.*sensitivity.*reconstruction"),
         ({"fill": "black"}, "use one of .*'zero', 'mean', 'noise', 'blur'"),
         ({"judge_lr": 1e-3}, "do nothing with joint=False; leave them out"),
         ({"judge_batch": 8}, "do nothing with joint=False; leave them out"),

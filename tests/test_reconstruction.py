@@ -182,6 +182,37 @@ def _arrays(info: Any) -> list[npt.NDArray[Any]]:
     return [array for value in info.values() for array in _arrays(value)] if isinstance(info, dict) else []
 
 
+@pytest.mark.parametrize("is_joint", [False, True])
+@pytest.mark.parametrize("action", ["pixel", "box"])
+def test_the_error_over_hidden_pixels_of_every_cell(action: str, is_joint: bool) -> None:
+    """Any set of pixels: the reward is their mean error, and a cell's error that of its hidden pixels."""
+    model = Constant(0.25)
+    keywords = (joint if is_joint else frozen)(action=action, area_price=0.0, reward_model=model)
+    env = MaskVectorEnv(3, **keywords)
+    _, info = env.reset(seed=0)
+    index = info["index"]
+    space: Any = env.single_action_space
+    rng = np.random.default_rng(0)
+    chosen = rng.uniform(-1, 1, (3, *space.shape))
+    if action == "box":
+        chosen[:2] = [0.1, -0.2, 0.1, 0.3], [-0.6, 0.5, -0.2, 0.0]
+    chosen[2] = -1
+    masks = env.game.rule.to_cells(chosen, 3).numpy()
+    assert 0 < masks[0].sum() < masks[0].size
+    _, reward, _, _, info = env.step(chosen)
+    square = ((2 * 0.25 - 1) - (DATA.images[index] / 127.5 - 1.0)) ** 2
+    for i in range(2):
+        assert reward[i] == pytest.approx(square[i].mean(0)[masks[i]].mean(), rel=1e-5)
+        for row in range(GRID):
+            for column in range(GRID):
+                block = np.s_[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+                hidden = square[i].mean(0)[block][masks[i][block]]
+                got = info["final_info"]["cell_error"][i, row, column]
+                assert np.isnan(got) if not hidden.size else got == pytest.approx(hidden.mean(), rel=1e-5)
+    assert reward[2] == 0
+    assert np.isnan(info["final_info"]["cell_error"][2]).all()
+
+
 @pytest.mark.parametrize("joint_too", [False, True])
 def test_images_without_labels_are_played(joint_too: bool) -> None:
     data = dataclasses.replace(DATA, labels=None, regions=None, class_names=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -35,6 +36,40 @@ def test_adversarial_terms_by_hand() -> None:
     assert terms["loss_hidden"].tolist() == pytest.approx(loss_hidden, rel=1e-5)
     assert terms["gain"].tolist() == pytest.approx([b - a for a, b in zip(loss_clean, loss_hidden, strict=True)])
     assert terms["gain"][0] > 0 > terms["gain"][1]
+
+
+def test_preserving_judges_the_aiding_view_by_hand() -> None:
+    image = np.full((1, 1, 16, 16), 255, np.uint8)
+    data = dataclasses.replace(
+        pictures(1), images=image, labels=np.ones(1, np.int64), regions=None, class_names=("a", "b")
+    )
+    keywords: dict[str, Any] = {"dataset": data, "grid": 4, "objective": "preserving", "area_price": 2.0}
+    env = MaskEnv(**keywords, joint=False, reward_model=BrightnessJudge(4.0), repeat=9)
+    env.reset(seed=0)
+    # A quarter is kept: the log-odds fall from 4 to 1, and the quarter has no price.
+    action = np.zeros(16)
+    action[:4] = 1
+    hidden, reward, _, _, info = env.step(action)
+    assert (info["loss_clean"], info["loss_kept"]) == pytest.approx((log1pexp(-4), log1pexp(-1)), rel=1e-5)
+    assert (info["gain"], reward) == pytest.approx((log1pexp(-4) - log1pexp(-1),) * 2, rel=1e-5)
+    assert info["gain"] < 0
+    # What is seen is the image without the selection, as in every objective.
+    assert hidden[0, :4].max() == 0 < hidden[0, 4:].min()
+    env.reset()
+    assert env.step(np.ones(16))[1] == pytest.approx(-2.0)
+    env.reset()
+    assert env.step(np.zeros(16))[1] == pytest.approx(log1pexp(-4) - math.log(2) - 2.0)
+
+
+def test_preserving_learns_from_the_aiding_view_as_adversarial_does() -> None:
+    data = pictures(4)
+    learnt = []
+    for objective in ("adversarial", "preserving"):
+        env = MaskVectorEnv(2, dataset=data, grid=4, objective=objective, judge_batch=2, reward_model=FlatJudge(data))
+        env.reset(seed=0)
+        env.step(np.eye(16)[:2])
+        learnt.append(torch.cat([p.detach().flatten() for p in env.game.reward_model.model.parameters()]))
+    assert torch.equal(*learnt)
 
 
 def test_sensitivity_by_hand_and_without_labels() -> None:
@@ -156,7 +191,7 @@ def test_what_cannot_learn_is_refused() -> None:
         frozen.update(images, images, labels)
     with pytest.raises(ConfigurationError, match="joint=False"):
         ClassifierReward(FlatJudge(data).requires_grad_(False), "adversarial", CPU, trainable=True)
-    with pytest.raises(ConfigurationError, match="'adversarial', 'sensitivity'"):
+    with pytest.raises(ConfigurationError, match="'adversarial', 'preserving', 'sensitivity'"):
         ClassifierReward(FlatJudge(data), "reconstruction", CPU, trainable=False)
 
 
