@@ -111,7 +111,7 @@ class MaskAgent(ABC):
         """The network, with weights drawn from `self.seed`."""
 
     @abstractmethod
-    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8]) -> tuple[Any, dict[str, float]]:
+    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8] | Tensor) -> tuple[Any, dict[str, float]]:
         """Play and learn once; returns the next observation and the metrics."""
 
     @abstractmethod
@@ -146,9 +146,9 @@ class MaskAgent(ABC):
             self.env.reset(seed=self.seed)
             self._reset_done = True
         # Somebody may have played on since, an evaluation for example: all tries of an update must be of one image.
-        while self.plays_all_tries and (begun := self.env.game.blank_info()["try"] > 0).any():
+        while self.plays_all_tries and (begun := self.env.game.blank()[0]["try"] > 0).any():
             self.env.game.advance(begun)
-        observation = self.env.game.observe()
+        observation = self.env.observe()
         goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
         with tqdm(total=total_timesteps, disable=not progress_bar, unit="mask", leave=False) as bar:
             while self.num_timesteps < goal:
@@ -336,6 +336,16 @@ def _check_kind(name: str, value: object, default: object) -> None:
         good, wanted = isinstance(value, str), "a name"
     if not good:
         raise ConfigurationError(f"{name}={value!r} must be {wanted}")
+
+
+def as_tensor(value: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """What an environment returned, numpy or (with `tensors=True`) a tensor, as a tensor on `device`."""
+    return torch.as_tensor(value).to(device)
+
+
+def tensor_actions(chosen: Tensor) -> Tensor:
+    """Cells (N, g, g) bool → (N, g·g); corners (N,) stay as they are."""
+    return chosen.flatten(1) if chosen.ndim == 3 else chosen
 
 
 def as_actions(chosen: Tensor) -> npt.NDArray[Any]:

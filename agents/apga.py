@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.agents import plackett_luce
-from maskaug.agents.agent import GridSpec, MaskAgent, as_actions, check_kinds
+from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds, tensor_actions
 from maskaug.agents.networks import GridPolicy
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
@@ -190,8 +190,8 @@ class APGA(MaskAgent):
                 "num_envs > 1"
             )
 
-    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8]) -> tuple[Any, dict[str, float]]:
-        images = to_float(torch.from_numpy(observation).to(self.device))
+    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8] | Tensor) -> tuple[Any, dict[str, float]]:
+        images = to_float(as_tensor(observation, self.device))
         if self.settings.mirror:
             flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None]
             scores = self.policy(torch.where(flip[:, None], images.flip(-1), images))
@@ -211,10 +211,10 @@ class APGA(MaskAgent):
             metrics["train/judge_loss"] = env.game.judge_loss
         return observation, metrics
 
-    def _play(self, env: MaskVectorEnv, cells: Tensor) -> tuple[Any, npt.NDArray[np.float32], Mapping[str, Any]]:
-        observation, reward, _, _, info = env.step(as_actions(cells))
+    def _play(self, env: MaskVectorEnv, cells: Tensor) -> tuple[Any, Tensor, Mapping[str, Any]]:
+        observation, reward, _, _, info = env.step(tensor_actions(cells))
         self.num_timesteps += env.num_envs
-        return observation, reward, info["final_info"]
+        return observation, as_tensor(reward, self.device), info["final_info"]
 
     def _reinforce(self, env: MaskVectorEnv, scores: Tensor) -> tuple[Tensor, Any, dict[str, float]]:
         k, tries = self.spec.cells, env.game.repeat
@@ -225,7 +225,7 @@ class APGA(MaskAgent):
         for one_try in cells:
             observation, reward, _ = self._play(env, one_try)
             rewards.append(reward)
-        reward_table = torch.from_numpy(np.stack(rewards)).to(self.device)
+        reward_table = torch.stack(rewards)
         advantage = leave_one_out(reward_table)
         if self.settings.normalise:
             advantage = advantage / advantage.square().mean().sqrt().clamp(min=1e-8)

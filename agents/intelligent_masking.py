@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskaug.agents.agent import GridSpec, MaskAgent, as_actions, check_kinds
+from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds, tensor_actions
 from maskaug.agents.losses import low_passed, ranking_loss
 from maskaug.agents.networks import ImaginingQMap, PaperQMap, QMap
 from maskaug.agents.replay import Replay
@@ -322,27 +322,27 @@ class IntelligentMasking(MaskAgent):
 
     # ---- steps 2 to 5 --------------------------------------------------------------------------------------------
 
-    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8]) -> tuple[Any, dict[str, float]]:
+    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8] | Tensor) -> tuple[Any, dict[str, float]]:
         self._set_learning_rates(env)
-        images = torch.from_numpy(observation).to(self.device)
+        images = as_tensor(observation, self.device)
         q = self._q_maps(images)
         actions = self._choose(q.detach())
         index = env.game.index
         explore = self._epsilon()
-        following, reward, _, _, info = env.step(as_actions(actions))
+        following, reward, _, _, info = env.step(tensor_actions(actions))
         self.num_timesteps += env.num_envs
         mean = float(info["final_info"]["gain"].mean())
         self._scale = mean if self._scale == 0 else 0.98 * self._scale + 0.02 * mean
         # In units of the mean error now: what is remembered stays comparable when the reconstructor has learnt more.
-        errors = torch.from_numpy(info["final_info"]["cell_error"] / max(self._scale, 1e-12))
-        loss, agreement = self._learn(q, errors.to(self.device))
+        errors = as_tensor(info["final_info"]["cell_error"], self.device) / max(self._scale, 1e-12)
+        loss, agreement = self._learn(q, errors)
         if self._replay.capacity:
             corners = actions.cpu().numpy() if self.spec.patch_cells else index
-            self._replay.add(index, errors.numpy(), corners)
+            self._replay.add(index, errors.cpu().numpy(), corners)
             updates = self.settings.replay_updates
             for _ in range(updates if updates > 0 else 1 if env.game.joint else 6):
                 again, remembered = self._replay.sample(self.settings.replay_batch, self.generator)
-                frames = torch.from_numpy(env.dataset.images[again]).to(self.device)
+                frames = env.game.pictures.at(again).to(self.device)
                 self._learn(self._q_maps(frames), remembered.to(self.device))
         metrics = {
             "rollout/ep_rew_mean": float(reward.mean()),

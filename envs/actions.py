@@ -15,6 +15,7 @@ from torch import Tensor
 from maskaug.envs.errors import ConfigurationError, InvalidAction
 from maskaug.envs.masking import box_to_mask, cells_for_area, patch_count, patch_to_cells
 
+Array = npt.NDArray[Any] | Tensor
 ACTIONS = ("grid", "patch", "pixel", "box")
 
 
@@ -94,7 +95,7 @@ class ActionRule:
         if not is_number(self.price) or self.price < 0:
             raise ConfigurationError(f"area_price={area_price!r} must be a finite number ≥ 0")
 
-    def to_cells(self, actions: object, num_envs: int | None) -> Tensor:
+    def to_cells(self, actions: object, num_envs: int | None, *, tensors: bool = False) -> Tensor:
         """Actions of all environments → cells (N, *shape) bool.
 
         Args:
@@ -102,34 +103,31 @@ class ActionRule:
                 "pixel", selected where above 0; (N, 4) from −1 to 1 for "box", see `box_to_mask`. Any integer or float
                 type will do as long as the values are these (PPO sends float32 for MultiBinary).
             num_envs: N; None: `actions` is one action, without the batch's axis, and N is 1.
+            tensors: a tensor stays on its device; all else, and everything without it, ends on the host.
 
         Raises:
             InvalidAction: another shape, another type, or a value outside the space.
         """
         one = {"grid": (self.grid**2,), "patch": (), "pixel": self.shape, "box": (4,)}[self.kind]
-        array = _as_numbers(actions, one if num_envs is None else (num_envs, *one))
+        shape = one if num_envs is None else (num_envs, *one)
+        array = _as_tensor(actions, shape) if tensors and isinstance(actions, Tensor) else _as_array(actions, shape)
         if self.kind == "grid":
-            chosen = array != 0
-            if not (array == chosen).all():
-                raise InvalidAction(
-                    f"a grid action holds only 0 and 1, got {_offender(array, (array != 0) & (array != 1))}"
-                )
-            return torch.from_numpy(chosen).reshape(-1, self.grid, self.grid)
+            self._check((array == 0) | (array == 1), array, "holds only 0 and 1")
+            return _tensor(array != 0).reshape(-1, self.grid, self.grid)
         if self.kind == "patch":
             count = patch_count(self.grid, self.patch_cells)
-            bad = ~((array >= 0) & (array < count)) | (array != np.floor(array))
-            if bad.any():
-                raise InvalidAction(
-                    f"a patch action is a whole number from 0 to {count - 1}, got {_offender(array, bad)}"
-                )
-            return patch_to_cells(torch.as_tensor(array.astype(np.int64)).reshape(-1), self.grid, self.patch_cells)
+            good = (array >= 0) & (array < count) & _is_whole(array)
+            self._check(good, array, f"is a whole number from 0 to {count - 1}")
+            return patch_to_cells(_tensor(array, torch.int64).reshape(-1), self.grid, self.patch_cells)
         # Not the absolute value: that of the smallest byte is negative.
-        bad = ~((array >= -1) & (array <= 1))
-        if bad.any():
-            raise InvalidAction(f"a {self.kind} action holds numbers from −1 to 1, got {_offender(array, bad)}")
+        self._check((array >= -1) & (array <= 1), array, "holds numbers from −1 to 1")
         if self.kind == "pixel":
-            return torch.from_numpy(array > 0).reshape(-1, *self.shape)
-        return box_to_mask(torch.from_numpy(array.astype(np.float32)).reshape(-1, 4), *self.shape)
+            return _tensor(array > 0).reshape(-1, *self.shape)
+        return box_to_mask(_tensor(array, torch.float32).reshape(-1, 4), *self.shape)
+
+    def _check(self, good: Any, array: Array, words: str) -> None:
+        if not bool(good.all()):
+            raise InvalidAction(f"a {self.kind} action {words}, got {_offender(array, good)}")
 
 
 def is_number(value: object) -> bool:
@@ -137,7 +135,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _as_numbers(actions: object, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def _as_array(actions: object, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     try:
         if isinstance(actions, Tensor):
             # numpy has no bfloat16, and double holds every floating type's values.
@@ -152,11 +150,43 @@ def _as_numbers(actions: object, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         raise InvalidAction(
             f"an action must be an array of numbers of shape {shape}, got {array.dtype} ({actions!r:.80})"
         )
-    if array.shape != shape:
-        raise InvalidAction(f"the action must have shape {shape}, got {array.shape}")
+    _check_shape(array.shape, shape)
     return array
 
 
-def _offender(array: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> str:
+def _as_tensor(actions: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if actions.is_complex() or actions.layout != torch.strided or actions.device.type == "meta":
+        raise InvalidAction(f"an action must be numbers of shape {shape}, got {actions!r:.80}")
+    _check_shape(tuple(actions.shape), shape)
+    # The rarer unsigned types have no comparisons; every value of an action is exact in the wider ones.
+    if actions.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        actions = actions.long()
+    return actions.detach()
+
+
+def _check_shape(got: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if got != shape:
+        raise InvalidAction(f"the action must have shape {shape}, got {got}")
+
+
+def _is_whole(array: Array) -> Any:
+    if isinstance(array, Tensor):
+        return array == array.floor() if array.is_floating_point() else torch.ones_like(array, dtype=torch.bool)
+    return array == np.floor(array)
+
+
+def _tensor(array: Array, dtype: torch.dtype = torch.bool) -> Tensor:
+    if isinstance(array, Tensor):
+        return array.to(dtype)
+    # By numpy: it knows types that torch does not.
+    return torch.from_numpy(array.astype({torch.bool: "?", torch.int64: "i8", torch.float32: "f4"}[dtype]))
+
+
+def _offender(array: Array, good: Any) -> str:
+    values, bad = (x.cpu().numpy() if isinstance(x, Tensor) else x for x in (_printable(array), ~good))
     at = tuple(int(i) for i in np.argwhere(bad)[0])
-    return f"{array[at]!r} at position {at}"
+    return f"{values[at]!r} at position {at}"
+
+
+def _printable(array: Array) -> Array:
+    return array.double() if isinstance(array, Tensor) and array.is_floating_point() else array

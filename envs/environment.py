@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import torch
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from torch import Tensor
 
 from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.errors import ConfigurationError
@@ -50,6 +52,9 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
 
     **Episode end.** Every step terminates, or with `steps=k` every k-th. `info["final_obs"]` holds the images with the
     mask hidden, `info["final_info"]` the terms of the reward, of the slots in `info["_final_info"]`.
+
+    **Tensors.** With `tensors=True` all of this is tensors on the judge's device, observations and infos too, and
+    actions may be: nothing crosses to the host but whether all is well.
 
     **Arguments.** See `MaskGame`; and `render_mode`, None or "rgb_array" (a tuple of N frames).
 
@@ -119,6 +124,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             reward_model=game.reward_model.model,
             only_class=game.only_class,
             device=game.device,
+            tensors=game.tensors,
             render_mode=self.render_mode,
             **keywords,
         )
@@ -169,7 +175,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         else:
             self.game.advance(mask)
         self._last = None
-        return self.game.observe(), self._with_presence(self.game.blank_info())
+        return self.observe(), self._with_presence(self._info(*self.game.blank()))
 
     def step(
         self, actions: Any
@@ -183,18 +189,36 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         """
         if not self.game.started:
             raise gym.error.ResetNeeded("call reset() before the first step()")
-        outcome = self.game.play(self.game.rule.to_cells(actions, self.num_envs))
+        outcome = self.game.play(self.game.rule.to_cells(actions, self.num_envs, tensors=self.game.tensors))
         self._last = None if self.render_mode is None else outcome.copy()
         ended = outcome.ended
         self.game.advance(ended)
-        following = self.game.blank_info()
+        judged = self._info(outcome.where, {**outcome.terms, "reward": outcome.reward})
+        reward, following = judged.pop("reward"), self._info(*self.game.blank())
+        flags = self._convert(ended)
         if not ended.all():
             for name, value in following.items():
-                value[~ended] = outcome.info[name][~ended]
+                value[~flags] = judged[name][~flags]
         info = self._with_presence(following)
-        info["final_obs"], info["_final_obs"] = outcome.hidden, ended.copy()
-        info["final_info"], info["_final_info"] = self._with_presence(outcome.info), ended.copy()
-        return self.game.observe(), outcome.reward.copy(), ended.copy(), np.zeros(self.num_envs, np.bool_), info
+        info["final_obs"], info["_final_obs"] = self._convert(outcome.hidden), self._convert(ended)
+        info["final_info"], info["_final_info"] = self._with_presence(judged), self._convert(ended)
+        truncated = self._convert(np.zeros(self.num_envs, np.bool_))
+        return self.observe(), reward, flags, truncated, info
+
+    def observe(self) -> Any:
+        """(N, C, H, W) uint8, a fresh copy of what the slots see."""
+        return self._convert(self.game.observe())
+
+    def _info(self, where: Mapping[str, npt.NDArray[np.int64]], terms: Mapping[str, Tensor]) -> dict[str, Any]:
+        if self.game.tensors:
+            return {**{k: self._convert(v) for k, v in where.items()}, **terms}
+        return {**where, **on_host(terms)}
+
+    def _convert(self, value: Tensor | npt.NDArray[Any]) -> Any:
+        """A fresh array, or a fresh tensor on the device where the game is played with tensors."""
+        if isinstance(value, Tensor):
+            return value if self.game.tensors else value.cpu().numpy()
+        return torch.from_numpy(value.copy()).to(self.game.device) if self.game.tensors else value.copy()
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
         """One (h, w, 3) uint8 frame a slot: the last judged image, region, mask and reward, or the image to come."""
@@ -206,7 +230,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
 
     def _with_presence(self, info: dict[str, Any]) -> dict[str, Any]:
         # Gymnasium's vector convention: beside each key, which slots have it.
-        present = np.ones((len(info), self.num_envs), np.bool_)
+        present = self._convert(np.ones((len(info), self.num_envs), np.bool_))
         return {**info, **{f"_{name}": row for name, row in zip(info, present, strict=True)}}
 
 
@@ -223,6 +247,8 @@ class MaskEnv(gym.Env[Images, Any]):
         self.render_mode = _check_render_mode(render_mode)
         if "num_envs" in kwargs:
             raise ConfigurationError("num_envs goes with gym.make_vec(id, num_envs=N); gym.make gives one environment")
+        if kwargs.get("tensors"):
+            raise ConfigurationError("tensors=True goes with gym.make_vec(id, num_envs=N), whose batches are worth it")
         self.game = MaskGame(1, **kwargs)
         self.observation_space = cast(spaces.Space[Images], _observation_space(self.game.dataset))
         self.action_space = self.game.rule.space
@@ -246,7 +272,8 @@ class MaskEnv(gym.Env[Images, Any]):
         else:
             self.game.advance()
         self._last, self._open = None, True
-        return self.game.observe()[0], _first(self.game.blank_info())
+        where, terms = self.game.blank()
+        return self.game.observe()[0].cpu().numpy(), _first({**where, **on_host(terms)})
 
     def step(self, action: Any) -> tuple[Images, float, bool, bool, dict[str, Any]]:
         """Judge one action. Raises as `MaskVectorEnv.step` does; a second step without a reset is an error too."""
@@ -255,7 +282,8 @@ class MaskEnv(gym.Env[Images, Any]):
         outcome = self.game.play(self.game.rule.to_cells(action, None))
         self._last, ended = None if self.render_mode is None else outcome.copy(), bool(outcome.ended[0])
         self._open = not ended
-        return outcome.hidden[0].copy(), float(outcome.reward[0]), ended, False, _first(outcome.info)
+        info = _first({**outcome.where, **on_host({**outcome.terms, "reward": outcome.reward})})
+        return outcome.hidden[0].cpu().numpy(), info.pop("reward"), ended, False, info
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """(h, w, 3) uint8: image, region, mask and reward of the last step, or the image to come."""
@@ -264,6 +292,17 @@ class MaskEnv(gym.Env[Images, Any]):
         if not self.game.started:
             raise gym.error.ResetNeeded("call reset() before the first render()")
         return render_step(self.game, self._last, 0)
+
+
+def on_host(terms: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float32]]:
+    """Tensors (N, …) float32 → arrays of the same shapes, in one transfer."""
+    if all(value.device.type == "cpu" for value in terms.values()):
+        return {name: value.numpy() for name, value in terms.items()}
+    flat = [value.flatten(1) if value.ndim > 1 else value[:, None] for value in terms.values()]
+    table = torch.cat(flat, 1).cpu().numpy()
+    ends = np.cumsum([part.shape[1] for part in flat])[:-1]
+    parts = zip(terms, np.split(table, ends, axis=1), strict=True)
+    return {name: np.ascontiguousarray(part).reshape(terms[name].shape) for name, part in parts}
 
 
 def _first(info: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from maskaug.envs.judges import resolve_judge
 from maskaug.envs.judging import ClassifierJudging, Judging, ReconstructionJudging, Scene, generator_of
 from maskaug.envs.masking import FILLS, cells_to_mask, filler, keep, patch_to_cells
 from maskaug.envs.masking import area_price as price_of_area
+from maskaug.envs.pictures import Pictures
 from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel
 
 OBJECTIVES = (*ClassifierReward.objectives, *ReconstructionReward.objectives)
@@ -35,30 +36,32 @@ OBJECTIVES = (*ClassifierReward.objectives, *ReconstructionReward.objectives)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one step of all N slots gave.
+    """What one step of all N slots gave; tensors are on the judge's device.
 
     Attributes:
         reward: (N,) float32.
-        info: each (N,): index, try, label, area and every term of the reward; with a reconstructor also cell_error,
-            (N, g, g), NaN where nothing was hidden.
-        cells: (N, *rule.shape) bool on the CPU, the cells that were selected.
-        ended: (N,) bool, the slots whose episode is over.
+        where: each (N,) int64, on the host: index, try, label, and with `steps` step.
+        terms: (N,) float32 each: area, every term of the reward; with a reconstructor also cell_error, (N, g, g), NaN
+            where nothing was hidden.
+        cells: (N, *rule.shape) bool, the cells that were selected.
+        ended: (N,) bool on the host, the slots whose episode is over.
         hidden: (N, C, H, W) uint8, the images with the selected part hidden.
         shown: (N, C, H, W) uint8, the images as the judge saw them: `hidden`, or where it is the aiding view that is
             judged, that one.
     """
 
-    reward: npt.NDArray[np.float32]
-    info: dict[str, npt.NDArray[Any]]
+    reward: Tensor
+    where: dict[str, npt.NDArray[np.int64]]
+    terms: dict[str, Tensor]
     cells: Tensor
     ended: npt.NDArray[np.bool_]
-    hidden: npt.NDArray[np.uint8]
-    shown: npt.NDArray[np.uint8]
+    hidden: Tensor
+    shown: Tensor
 
     @property
-    def mask(self) -> npt.NDArray[np.bool_]:
+    def mask(self) -> Tensor:
         """(N, H, W) bool; made when asked for, since a step needs its complement only."""
-        return cells_to_mask(self.cells, *self.hidden.shape[2:]).numpy()
+        return cells_to_mask(self.cells, *self.hidden.shape[2:])
 
     def copy(self) -> Outcome:
         """The same, sharing no memory: what was handed out may be written into."""
@@ -98,6 +101,8 @@ class MaskGame:
             each earns what it adds to the worth of them all: the rewards of an episode sum up to what one mask of all
             of them would have earned.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …: where the judge lives and masks are made.
+        tensors: for vector environments: actions may be, and all that is returned is, tensors on `device`; the images
+            are kept there too, where they fit into a quarter of its free memory.
         seed: of splits, synthetic images, crops and a new judge's first weights. Episodes are seeded by `reset(seed=)`.
         **options: the data set's own keywords.
     """
@@ -127,14 +132,16 @@ class MaskGame:
         repeat: int = 1,
         steps: int = 1,
         device: str | torch.device = "auto",
+        tensors: bool = False,
         seed: int = 0,
         **options: Any,
     ) -> None:
         _positive("num_envs", num_envs)
         _positive("repeat", repeat)
         _positive("steps", steps)
-        if not isinstance(joint, bool):
-            raise ConfigurationError(f"joint={joint!r} must be True or False")
+        for name, flag in (("joint", joint), ("tensors", tensors)):
+            if not isinstance(flag, bool):
+                raise ConfigurationError(f"{name}={flag!r} must be True or False")
         if objective not in OBJECTIVES:
             raise ConfigurationError(f"objective={objective!r} is unknown in this version; use one of {OBJECTIVES}")
         if fill not in FILLS:
@@ -188,13 +195,14 @@ class MaskGame:
         self.only_class = only_class
         self.joint, self.judge_batch = joint, 32 if judge_batch is None else judge_batch
         self.rule = ActionRule(action, grid, dataset.shape[1:], area, area_price, patch_cells)
-        self.device = resolve_device(device)
+        self.device, self.tensors = resolve_device(device), tensors
+        self.pictures = Pictures(dataset.images, self.device, resident=tensors or self.device.type == "cuda")
         lr = 1e-3 if judge_lr is None else judge_lr
         if classifies:
             model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
             self.judging: Judging = ClassifierJudging(
                 ClassifierReward(model, objective, self.device, trainable=joint, lr=lr),
-                dataset, num_envs, self.rule, joint, fill, self.judge_batch,
+                dataset, self.pictures, num_envs, self.rule, joint, fill, self.judge_batch,
             )  # fmt: skip
         else:
             model = resolve_judge(reward_model, dataset.shape, None, seed, joint=joint)
@@ -203,13 +211,13 @@ class MaskGame:
                     model, self.device, trainable=joint, lr=lr, batch=self.judge_batch * repeat * steps,
                     visible_weight=visible_weight or 0.0,
                 ),
-                dataset, num_envs, self.rule, joint,
+                dataset, self.pictures, num_envs, self.rule, joint,
             )  # fmt: skip
         self._labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
         # The price of selecting 0, 1, … all cells.
         total = math.prod(self.rule.shape)
         shares = torch.arange(total + 1) / total
-        self._prices = self.rule.price * price_of_area(shares, self.rule.area).numpy()
+        self._prices = (self.rule.price * price_of_area(shares, self.rule.area)).to(self.device)
         n = len(dataset)
         self.rngs: list[np.random.Generator] = []
         self._order = np.zeros((num_envs, n), np.int64)
@@ -217,9 +225,9 @@ class MaskGame:
         self._try = np.zeros(num_envs, np.int64)
         self._step = np.zeros(num_envs, np.int64)
         # Of episodes that are under way: what is selected, what it is worth, and the images without it.
-        self._selected = torch.zeros(num_envs, *self.rule.shape, dtype=torch.bool)
-        self._worth = np.zeros(num_envs, np.float32)
-        self._seen = np.zeros((num_envs, *dataset.shape) if steps > 1 else 0, np.uint8)
+        self._selected = torch.zeros(num_envs, *self.rule.shape, dtype=torch.bool, device=self.device)
+        self._worth = torch.zeros(num_envs, device=self.device)
+        self._seen = torch.zeros(num_envs if steps > 1 else 0, *dataset.shape, dtype=torch.uint8, device=self.device)
         self._scene: Scene | None = None
 
     @property
@@ -266,8 +274,9 @@ class MaskGame:
     def _begin(self, slots: npt.NDArray[np.bool_]) -> None:
         self._step[slots] = 0
         if self.steps > 1:
-            self._selected[torch.from_numpy(slots)] = False
-            self._worth[slots] = 0
+            left = torch.from_numpy(slots).to(self.device)
+            self._selected = self._selected & ~left[:, None, None]
+            self._worth = self._worth.masked_fill(left, 0)
 
     def advance(self, slots: npt.NDArray[np.bool_] | None = None) -> None:
         """The next episode of the given slots, (N,) bool (default: all): the next try, or the next image.
@@ -289,22 +298,21 @@ class MaskGame:
             self._position[slot] = 0
         self.judging.teach()
 
-    def observe(self) -> npt.NDArray[np.uint8]:
+    def observe(self) -> Tensor:
         """(N, C, H, W) uint8, a fresh copy of what the slots see: their images, without what is selected already."""
-        seen = self._look().pictures.copy()
-        if self.steps > 1:
-            under_way = self._step > 0
-            seen[under_way] = self._seen[under_way]
-        return seen
+        images = self._look().images
+        if self.steps == 1:
+            return images.clone()
+        under_way = torch.from_numpy(self._step > 0).to(self.device)
+        return torch.where(under_way[:, None, None, None], self._seen, images)
 
     def _look(self) -> Scene:
         if self._scene is None:
             index = self.index
-            pictures, labels = self.dataset.images[index], self._labels[index]
-            images = torch.from_numpy(pictures).to(self.device)
+            images, labels = self.pictures.at(index), self._labels[index]
             filling = None if self.fill == "noise" else filler(images, self.fill)
             truth = torch.from_numpy(labels).to(self.device)
-            self._scene = Scene(index, labels, pictures, images, truth, filling)
+            self._scene = Scene(index, labels, images, truth, filling)
         return self._scene
 
     # ---- what a mask earns -------------------------------------------------------------------------------------
@@ -330,55 +338,52 @@ class MaskGame:
     def _judge(self, cells: Tensor) -> Outcome:
         scene = self._look()
         images = scene.images
+        cells = cells.to(self.device)
         if self.steps > 1:
             cells = cells | self._selected
         filling = self._noise(images) if scene.filling is None else scene.filling
         # What stays is spread over the pixels, not what goes: one pass over them less.
-        hidden = keep(images, cells_to_mask(~cells.to(self.device), *self.dataset.shape[1:]), filling)
+        hidden = keep(images, cells_to_mask(~cells, *images.shape[2:]), filling)
         shown = hidden
         if self.objective == "preserving":
-            shown = self.reward_model.view(images, cells_to_mask(cells.to(self.device), *images.shape[2:]), filling)
-        values = self.judging.judge(scene, cells, shown)
-        count = cells.flatten(1).sum(1).numpy()
-        worth = values["gain"]
+            shown = self.reward_model.view(images, cells_to_mask(cells, *images.shape[2:]), filling)
+        self._fetch_next()
+        terms = self.judging.judge(scene, cells, shown)
+        count = cells.flatten(1).sum(1)
+        terms = {"area": count / math.prod(self.rule.shape), **terms}
+        worth = terms["gain"]
         if self.rule.price:
-            values["price"] = self._prices[count]
-            worth = worth - values["price"]
-        info: dict[str, npt.NDArray[Any]] = {
-            **self._where(scene),
-            "area": (count / math.prod(self.rule.shape)).astype(np.float32),
-            **values,
-        }
-        on_host = hidden.cpu().numpy()
-        reward = self._count(worth, cells, on_host)
-        ended = self._step == self.steps
-        self.judging.remember(np.where(ended, worth, -np.inf), cells.numpy())
-        return Outcome(reward, info, cells, ended, on_host, on_host if shown is hidden else shown.cpu().numpy())
-
-    def _count(
-        self, worth: npt.NDArray[np.float32], cells: Tensor, hidden: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.float32]:
-        # The step's reward; from here on it has been played.
+            terms["price"] = self._prices[count]
+            worth = worth - terms["price"]
+        where = self._where(scene)
+        # From here on it has been played.
         self._step += 1
-        if self.steps == 1:
-            return worth
-        reward = worth - self._worth
-        self._selected, self._worth, self._seen = cells.clone(), worth.copy(), hidden.copy()
-        return reward
+        ended = self._step == self.steps
+        # Copies: what is handed out may be written into.
+        reward = worth - self._worth if self.steps > 1 else worth.clone()
+        if self.steps > 1:
+            self._selected, self._worth, self._seen = cells, worth.clone(), hidden.clone()
+        self.judging.remember(worth, cells, ended)
+        return Outcome(reward, where, terms, cells, ended, hidden, shown)
 
-    def _where(self, scene: Scene) -> dict[str, npt.NDArray[Any]]:
-        info = {"index": scene.index.copy(), "try": self._try.copy(), "label": scene.labels.copy()}
-        return {**info, "step": self._step.copy()} if self.steps > 1 else info
+    def _fetch_next(self) -> None:
+        # While the judge works. Whoever has seen all images draws a new order first: those are not known yet.
+        over = (self._step + 1 == self.steps) & (self._try + 1 == self.repeat)
+        following = self._position + over
+        if over.any() and (following < len(self.dataset)).all():
+            self.pictures.fetch(self._order[np.arange(self.num_envs), following])
 
-    def blank_info(self) -> dict[str, npt.NDArray[Any]]:
-        """The info of slots whose mask is not chosen yet: the same keys, with area 0 and every term 0."""
-        nothing = np.zeros(self.num_envs, np.float32)
-        return {
-            **self._where(self._look()),
-            "area": nothing,
-            **self.judging.blank(),
-            **({"price": nothing.copy()} if self.rule.price else {}),
-        }
+    def _where(self, scene: Scene) -> dict[str, npt.NDArray[np.int64]]:
+        where = {"index": scene.index.copy(), "try": self._try.copy(), "label": scene.labels.copy()}
+        return {**where, "step": self._step.copy()} if self.steps > 1 else where
+
+    def blank(self) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, Tensor]]:
+        """(where, terms) of slots whose mask is not chosen yet: the keys of `Outcome`, area 0 and every term 0."""
+        terms = self.judging.blank()
+        terms = {"area": torch.zeros_like(terms["gain"]), **terms}
+        if self.rule.price:
+            terms["price"] = torch.zeros_like(terms["gain"])
+        return self._where(self._look()), terms
 
     def _noise(self, images: Tensor) -> Tensor:
         drawn = np.stack([rng.standard_normal(images.shape[1:], np.float32) for rng in self.rngs])
@@ -420,7 +425,7 @@ class MaskGame:
         at_once = max(1, chunk // len(every))
         for first in range(0, len(wanted), at_once):
             some = wanted[first : first + at_once]
-            images = torch.from_numpy(self.dataset.images[some]).to(self.device)
+            images = self.pictures.at(some.astype(np.int64))
             labels = torch.from_numpy(self._labels[some]).to(self.device)
             noise = None
             if self.fill == "noise":
@@ -446,8 +451,8 @@ class MaskGame:
             "try": self._try.copy(),
             "step": self._step.copy(),
             "selected": self._selected.clone(),
-            "worth": self._worth.copy(),
-            "seen": self._seen.copy(),
+            "worth": self._worth.clone(),
+            "seen": self._seen.clone(),
             "judging": self.judging.state(),
             "data": self.dataset.digest,
             "played": self._played(),
@@ -477,8 +482,10 @@ class MaskGame:
         self.rngs = [generator_of(saved) for saved in state["rngs"]]
         self._scene = None
         self._order[:], self._position[:], self._try[:] = state["order"], state["position"], state["try"]
-        self._step[:], self._worth[:] = state["step"], state["worth"]
-        self._selected, self._seen = torch.as_tensor(state["selected"]).clone(), np.array(state["seen"])
+        self._step[:] = state["step"]
+        self._selected, self._worth, self._seen = (
+            torch.as_tensor(state[name], device=self.device).clone() for name in ("selected", "worth", "seen")
+        )
         self.judging.load_state(state["judging"])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,8 @@ from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import JudgeError
 from maskaug.envs.masking import cell_means, cells_to_mask, filler, keep
+from maskaug.envs.pictures import Pictures
 from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel
-
-Values = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +30,13 @@ class Scene:
     Attributes:
         index: (N,) int64, positions in the data set.
         labels: (N,) int64, −1 where there are none.
-        pictures: (N, C, H, W) uint8 on the host.
-        images: the same on the device.
+        images: (N, C, H, W) uint8 on the device.
         truth: the labels on the device.
         filling: what hidden pixels become; None: drawn anew for every try.
     """
 
     index: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
-    pictures: npt.NDArray[np.uint8]
     images: Tensor
     truth: Tensor
     filling: Tensor | None
@@ -51,6 +48,7 @@ class Judging(ABC):
     Args:
         reward_model: the judge.
         dataset: the images that are played.
+        pictures: the same, on the judge's device.
         num_envs: N.
         rule: what is selected.
         joint: whether the judge learns along.
@@ -59,21 +57,33 @@ class Judging(ABC):
     reward_model: RewardModel
 
     def __init__(
-        self, reward_model: RewardModel, dataset: ImageDataset, num_envs: int, rule: ActionRule, joint: bool
+        self,
+        reward_model: RewardModel,
+        dataset: ImageDataset,
+        pictures: Pictures,
+        num_envs: int,
+        rule: ActionRule,
+        joint: bool,
     ) -> None:
         self.reward_model = reward_model
-        self.dataset, self.num_envs, self.rule, self.joint = dataset, num_envs, rule, joint
-        #: what the judge last learned from: a classifier's loss at its last update, a reconstructor's mean gain in the
-        #: last step; NaN before the first; for logs.
-        self.loss = float("nan")
+        self.dataset, self.pictures, self.num_envs, self.rule, self.joint = dataset, pictures, num_envs, rule, joint
+        self._loss: float | Tensor = float("nan")
+
+    @property
+    def loss(self) -> float:
+        """What the judge last learned from; NaN before the first time; for logs.
+
+        A classifier's loss at its last update, a reconstructor's mean gain in the last step.
+        """
+        return float(self._loss)
 
     @abstractmethod
-    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> Values:
+    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """The terms of the reward, (N,) each, "gain" among them, and what else the info holds of the masks.
 
         Args:
             scene: the images.
-            cells: (N, *rule.shape) bool on the CPU.
+            cells: (N, *rule.shape) bool.
             shown: (N, C, H, W) uint8, the images as the judge is to see them.
 
         Raises:
@@ -81,11 +91,11 @@ class Judging(ABC):
         """
 
     @abstractmethod
-    def blank(self) -> Values:
+    def blank(self) -> dict[str, Tensor]:
         """The same keys for slots whose mask is not chosen yet."""
 
-    def remember(self, reward: npt.NDArray[np.float32], cells: npt.NDArray[np.bool_]) -> None:  # noqa: B027
-        """A try of every slot has been rewarded, (N,); its cells, (N, *rule.shape)."""
+    def remember(self, worth: Tensor, cells: Tensor, ended: npt.NDArray[np.bool_]) -> None:  # noqa: B027
+        """Masks were judged: what they are worth, (N,), their cells, (N, *rule.shape), and whose try is over, (N,)."""
 
     def ended(self, slots: npt.NDArray[np.int64], index: npt.NDArray[np.int64]) -> None:  # noqa: B027
         """The given slots leave their images, at `index` (of all slots) in the data set."""
@@ -103,7 +113,13 @@ class Judging(ABC):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         self.reward_model.load_state(state["reward_model"])
-        self.loss = float(state["loss"])
+        self._loss = float(state["loss"])
+
+    def _refuse_infinite(self, gain: Tensor, index: npt.NDArray[np.int64]) -> None:
+        finite = gain.isfinite()
+        # One question for all; which they are is asked only if there are any.
+        if not bool(finite.all()):
+            self._refuse(index[~finite.cpu().numpy()])
 
     def _refuse(self, bad: npt.NDArray[np.int64]) -> None:
         if len(bad):
@@ -128,64 +144,75 @@ class ClassifierJudging(Judging):
         self,
         reward_model: ClassifierReward,
         dataset: ImageDataset,
+        pictures: Pictures,
         num_envs: int,
         rule: ActionRule,
         joint: bool,
         fill: str,
         batch: int,
     ) -> None:
-        super().__init__(reward_model, dataset, num_envs, rule, joint)
+        super().__init__(reward_model, dataset, pictures, num_envs, rule, joint)
         assert dataset.labels is not None
-        self._labels = dataset.labels
+        device = reward_model.device
+        self._labels = torch.from_numpy(dataset.labels).to(device)
         self._fill, self._batch = fill, batch
-        self._clean = torch.zeros(len(dataset), len(dataset.class_names), device=reward_model.device)
+        self._clean = torch.zeros(len(dataset), len(dataset.class_names), device=device)
         self._known = np.zeros(len(dataset), np.bool_)
         self._known_version = reward_model.weights_version()
         # Its own generator: a slot must see the same images however often the judge learns.
         self._rng = np.random.default_rng(0)
-        self._best = np.full(num_envs, -np.inf, np.float32)
-        self._best_cells = np.zeros((num_envs, *rule.shape), np.bool_)
-        self._pending: list[tuple[int, npt.NDArray[np.bool_]]] = []
+        # The best try of each slot, if it has had one, and those of images that wait for the update to come.
+        self._tried = np.zeros(num_envs, np.bool_)
+        self._best = torch.full((num_envs,), -torch.inf, device=device)
+        self._best_cells = torch.zeros(num_envs, *rule.shape, dtype=torch.bool, device=device)
+        self._pending_index = np.zeros(0, np.int64)
+        self._pending_cells = self._best_cells[:0]
 
-    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> Values:
+    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """See `Judging.judge`; changes nothing."""
         terms = self.reward_model.score(shown, self._clean_logits(scene.index, scene.images), scene.truth)
-        # One transfer for all of them.
-        table = torch.stack(list(terms.values())).float().cpu().numpy()
-        values = dict(zip(terms, table, strict=True))
-        finite = np.isfinite(values["gain"])
-        if not finite.all():
-            self._refuse(scene.index[~finite])
-        return values
+        self._refuse_infinite(terms["gain"], scene.index)
+        return terms
 
-    def blank(self) -> Values:
+    def blank(self) -> dict[str, Tensor]:
         """See `Judging.blank`: every term 0."""
-        return {name: np.zeros(self.num_envs, np.float32) for name in self.reward_model.terms}
+        names = self.reward_model.terms
+        nothing = torch.zeros(len(names), self.num_envs, device=self.reward_model.device)
+        return dict(zip(names, nothing, strict=True))
 
-    def remember(self, reward: npt.NDArray[np.float32], cells: npt.NDArray[np.bool_]) -> None:
+    def remember(self, worth: Tensor, cells: Tensor, ended: npt.NDArray[np.bool_]) -> None:
         """Keep the best try of each slot."""
         if self.joint:
-            better = reward > self._best
-            self._best[better] = reward[better]
-            self._best_cells[better] = cells[better]
+            better = worth > self._best
+            if not ended.all():
+                better &= torch.from_numpy(ended).to(better.device)
+            self._best = torch.where(better, worth, self._best)
+            self._best_cells = torch.where(better[:, None, None], cells, self._best_cells)
+            self._tried |= ended
 
     def ended(self, slots: npt.NDArray[np.int64], index: npt.NDArray[np.int64]) -> None:
         """The best try of each of these images waits for the update to come."""
         if self.joint:
-            self._pending += [(int(index[i]), self._best_cells[i].copy()) for i in slots if self._best[i] > -np.inf]
-            self._best[slots] = -np.inf
+            taught = slots[self._tried[slots]]
+            rows = torch.from_numpy(taught).to(self._best.device)
+            self._pending_index = np.concatenate([self._pending_index, index[taught]])
+            self._pending_cells = torch.cat([self._pending_cells, self._best_cells[rows]])
+            self._best[rows] = -torch.inf
+            self._tried[slots] = False
 
     def teach(self) -> None:
         """One update for every `batch` images that have ended."""
-        while len(self._pending) >= self._batch:
-            self._update(self._pending[: self._batch])
-            del self._pending[: self._batch]
+        while len(self._pending_index) >= self._batch:
+            self._update(self._pending_index[: self._batch], self._pending_cells[: self._batch])
+            self._pending_index = self._pending_index[self._batch :]
+            self._pending_cells = self._pending_cells[self._batch :]
 
     def seed(self, rng: np.random.Generator) -> None:
         """Forget every try."""
         self._rng = rng
-        self._best[:] = -np.inf
-        self._pending.clear()
+        self._tried[:] = False
+        self._best.fill_(-torch.inf)
+        self._pending_index, self._pending_cells = self._pending_index[:0], self._pending_cells[:0]
         # Kept losses differ in their last bits with the batch they came from, and one seed is to give one game.
         self._known[:] = False
 
@@ -206,18 +233,14 @@ class ClassifierJudging(Judging):
             self._known[new] = True
         return self._clean[torch.from_numpy(index).to(device)]
 
-    def _update(self, batch: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
-        device = self.reward_model.device
-        index = np.array([i for i, _ in batch])
-        images = torch.from_numpy(self.dataset.images[index]).to(device)
-        cells = torch.from_numpy(np.stack([cells for _, cells in batch])).to(device)
-        masks = cells_to_mask(cells, *self.dataset.shape[1:])
+    def _update(self, index: npt.NDArray[np.int64], cells: Tensor) -> None:
+        images = self.pictures.at(index)
         noise = None
         if self._fill == "noise":
-            noise = torch.from_numpy(self._rng.standard_normal(images.shape, np.float32)).to(device)
-        aiding = keep(images, masks, filler(images, self._fill, noise))
-        labels = torch.from_numpy(self._labels[index]).to(device)
-        self.loss = self.reward_model.update(images, aiding, labels)["judge_loss"]
+            noise = torch.from_numpy(self._rng.standard_normal(images.shape, np.float32)).to(images.device)
+        aiding = keep(images, cells_to_mask(cells, *images.shape[2:]), filler(images, self._fill, noise))
+        labels = self._labels[torch.from_numpy(index).to(self._labels.device)]
+        self._loss = self.reward_model.update(images, aiding, labels)["judge_loss"]
 
     def state(self) -> dict[str, Any]:
         """See `Judging.state`."""
@@ -225,10 +248,11 @@ class ClassifierJudging(Judging):
         return {
             **super().state(),
             "rng": self._rng.bit_generator.state,
-            "best": self._best.copy(),
-            "best_cells": self._best_cells.copy(),
-            "pending_index": np.array([i for i, _ in self._pending], np.int64),
-            "pending_cells": np.array([c for _, c in self._pending], np.bool_).reshape(-1, *self._best_cells.shape[1:]),
+            "tried": self._tried.copy(),
+            "best": self._best.clone(),
+            "best_cells": self._best_cells.clone(),
+            "pending_index": self._pending_index.copy(),
+            "pending_cells": self._pending_cells.clone(),
             "clean": self._clean.clone(),
             "known": self._known & current,
         }
@@ -236,11 +260,13 @@ class ClassifierJudging(Judging):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See `Judging.load_state`."""
         super().load_state(state)
+        device = self.reward_model.device
         self._rng = generator_of(state["rng"])
-        self._best[:], self._best_cells[:] = state["best"], state["best_cells"]
-        self._pending = [
-            (int(i), np.array(m)) for i, m in zip(state["pending_index"], state["pending_cells"], strict=True)
-        ]
+        self._tried[:] = state["tried"]
+        self._best, self._best_cells, self._pending_cells = (
+            torch.as_tensor(state[name], device=device).clone() for name in ("best", "best_cells", "pending_cells")
+        )
+        self._pending_index = np.array(state["pending_index"])
         self._clean.copy_(torch.as_tensor(state["clean"]))
         self._known[:] = state["known"]
         self._known_version = self.reward_model.weights_version()
@@ -256,24 +282,18 @@ class ReconstructionJudging(Judging):
 
     reward_model: ReconstructionReward
 
-    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> Values:
+    def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """See `Judging.judge`; with a joint judge this is where it learns."""
-        on_device = cells.to(self.reward_model.device)
         if not self.joint:
-            parts = [self.reward_model.score(scene.images, shown, on_device)]
+            parts = [self.reward_model.score(scene.images, shown, cells)]
         else:
-            parts = self._learn(scene.images, shown, on_device)
-        gains, errors = (torch.cat(part) for part in zip(*parts, strict=True))
-        # One transfer for both.
-        table = torch.cat([gains[:, None], cell_means(errors, on_device, self.rule.grid).flatten(1)], 1)
-        on_host = table.float().cpu().numpy()
-        gain = np.ascontiguousarray(on_host[:, 0])
-        finite = np.isfinite(gain)
-        if not finite.all():
-            self._refuse(scene.index[~finite])
+            parts = self._learn(scene.images, shown, cells)
+        gain, errors = (torch.cat(part) for part in zip(*parts, strict=True))
         if self.joint:
-            self.loss = float(gain.mean())
-        return {"gain": gain, "cell_error": on_host[:, 1:].reshape(-1, self.rule.grid, self.rule.grid).copy()}
+            self._loss = gain.mean()
+        else:
+            self._refuse_infinite(gain, scene.index)
+        return {"gain": gain, "cell_error": cell_means(errors, cells, self.rule.grid)}
 
     def _learn(self, images: Tensor, hidden: Tensor, cells: Tensor) -> list[tuple[Tensor, Tensor]]:
         # One part as a rule; more where an update falls into the middle, and a later part that fails must take what
@@ -297,10 +317,11 @@ class ReconstructionJudging(Judging):
         """Forget what waits for an update: one seed is to give one game."""
         self.reward_model.forget()
 
-    def blank(self) -> Values:
+    def blank(self) -> dict[str, Tensor]:
         """See `Judging.blank`: the gain is 0 and no cell has an error."""
-        unknown = np.full((self.num_envs, self.rule.grid, self.rule.grid), np.nan, np.float32)
-        return {"gain": np.zeros(self.num_envs, np.float32), "cell_error": unknown}
+        device, grid = self.reward_model.device, self.rule.grid
+        unknown = torch.full((self.num_envs, grid, grid), torch.nan, device=device)
+        return {"gain": torch.zeros(self.num_envs, device=device), "cell_error": unknown}
 
 
 def generator_of(state: Mapping[str, Any]) -> np.random.Generator:

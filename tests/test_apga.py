@@ -183,7 +183,7 @@ def test_published_steps_are_the_hand_computed_ones(label: int) -> None:
         for mine, its in zip(twin.parameters(), agent.policy.parameters(), strict=True):
             torch.testing.assert_close(its, mine, rtol=1e-4, atol=1e-6)
         assert agent.env is not None
-        observation = agent.env.game.observe()
+        observation = agent.env.observe()
 
 
 def test_published_starts_with_something_selected_and_something_not() -> None:

@@ -117,7 +117,7 @@ def test_every_keyword_has_its_test() -> None:
     import inspect
 
     tested = {name for change in CHANGES for name in change[1]} | {"joint", "reward_model", "only_class"}
-    elsewhere = {"num_envs", "dataset", "root", "device", "options"}
+    elsewhere = {"num_envs", "dataset", "root", "device", "tensors", "options"}
     assert set(inspect.signature(MaskGame).parameters) == (tested | elsewhere) - {"kind", "difficulty", "n", "task"}
 
 

@@ -1,0 +1,67 @@
+"""A data set's images on the judge's device: all of them where they fit, else those of the next step ahead of time."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+#: of the device's free memory, how much a data set may take.
+SHARE = 0.25
+
+
+class Pictures:
+    """Images (N, C, H, W) uint8, gathered on `device`.
+
+    Args:
+        images: on the host; may be a memory map.
+        device: where they are wanted.
+        resident: keep all of them there, where they fit; on a CPU this copies nothing.
+    """
+
+    def __init__(self, images: npt.NDArray[np.uint8], device: torch.device, *, resident: bool) -> None:
+        self._images, self.device = images, device
+        #: all images on the device, or None.
+        self.resident: Tensor | None = None
+        if resident and _fits(images.nbytes, device):
+            writable = images if images.flags.writeable else np.array(images)
+            self.resident = torch.from_numpy(writable).to(device)
+        self._ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event] | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def at(self, index: npt.NDArray[np.int64]) -> Tensor:
+        """The images at `index` (M,), (M, C, H, W) uint8 on the device; nobody else's."""
+        if self.resident is not None:
+            return self.resident[torch.from_numpy(index).to(self.device)]
+        if self._ahead is not None and np.array_equal(self._ahead[0], index):
+            _, images, ready = self._ahead
+            self._ahead = None
+            torch.cuda.current_stream(self.device).wait_event(ready)
+            images.record_stream(torch.cuda.current_stream(self.device))
+            return images
+        return torch.from_numpy(self._images[index]).to(self.device)
+
+    def fetch(self, index: npt.NDArray[np.int64]) -> None:
+        """Start to bring the images at `index` (M,) to a CUDA device, while it is busy with others."""
+        if self.device.type != "cuda" or self.resident is not None:
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        pinned = torch.from_numpy(self._images[index]).pin_memory()
+        with torch.cuda.stream(self._stream):
+            images = pinned.to(self.device, non_blocking=True)
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(self._stream)
+        self._ahead = (index.copy(), images, ready)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Streams and events belong to one process.
+        return {**self.__dict__, "_ahead": None, "_stream": None}
+
+
+def _fits(size: int, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= SHARE * free
