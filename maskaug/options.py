@@ -41,6 +41,7 @@ class EnvOptions(Options):
         only_class: play the images of this class only.
         repeat: tries on each image.
         steps: masks an episode.
+        tensors: play with tensors on the device: the images are kept there, and nothing crosses to the host.
         kind: synthetic data: radiograph, ultrasound or mr.
         difficulty: synthetic data: easy, medium or hard.
         n: synthetic data: number of images.
@@ -68,6 +69,7 @@ class EnvOptions(Options):
     only_class: str | None = None
     repeat: int | None = None
     steps: int | None = None
+    tensors: bool | None = None
     kind: str | None = None
     difficulty: str | None = None
     n: int | None = None

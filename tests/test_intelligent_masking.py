@@ -413,5 +413,5 @@ def test_nothing_waits_for_single_images(make: Any, action: str) -> None:
     few, many = waits(8), waits(32)
     assert many == few
     assert many["aten::nonzero"] == 0
-    # Per update: whether the reconstruction is finite, and whether the average has begun.
-    assert many["aten::item"] <= 2 * 3
+    # Per update: whether the reconstruction is finite, whether the average has begun, and the judge's loss for the log.
+    assert many["aten::item"] <= 3 * 3
