@@ -21,7 +21,7 @@ from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import resolve_device
-from maskaug.envs.masking import patch_scores, patch_to_cells, top_cells
+from maskaug.envs.masking import cells_for_area, patch_scores, patch_to_cells, top_cells
 from maskaug.envs.networks import to_float
 
 #: called after every update with the agent and its metrics; returning False ends the training.
@@ -37,12 +37,14 @@ class GridSpec:
         grid: g.
         cells: how many cells a mask has.
         patch_cells: side of the square that a mask is; 0 where it may be any set of cells.
+        pixels: whether actions are those of action="pixel": a cell is a pixel then, and g the image's side.
     """
 
     image_shape: tuple[int, int, int]
     grid: int
     cells: int
     patch_cells: int = 0
+    pixels: bool = False
 
     def best(self, scores: Tensor) -> Tensor:
         """Scores (N, g, g) → the top cells, or the patch of the highest mean score, as cells (N, g, g) bool."""
@@ -53,9 +55,20 @@ class GridSpec:
     def cells_of(self, actions: npt.NDArray[Any]) -> Tensor:
         """What `predict` returned for N images → cells (N, g, g) bool."""
         chosen = torch.from_numpy(actions)
+        if self.pixels:
+            return chosen > 0
         if not self.patch_cells:
             return chosen.bool().reshape(-1, self.grid, self.grid)
         return patch_to_cells(chosen, self.grid, self.patch_cells)
+
+    def actions_of(self, chosen: Tensor) -> Tensor:
+        """Cells (N, g, g) bool, or corners (N,), as the environment takes them.
+
+        (N, g·g) int8, (N,) int64, or for pixels (N, H, W) float32 of −1 and 1.
+        """
+        if self.pixels:
+            return 2 * chosen.float() - 1
+        return chosen.flatten(1).to(torch.int8) if chosen.ndim == 3 else chosen
 
 
 class MaskAgent(ABC):
@@ -189,14 +202,16 @@ class MaskAgent(ABC):
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
         """Actions for one image (C, H, W), or for a batch (N, C, H, W).
 
-        Sets of cells: (g·g,) or (N, g·g) int8, 1 = selected. Patches: () or (N,) int64, the corner's number.
+        Sets of cells: (g·g,) or (N, g·g) int8, 1 = selected. Patches: () or (N,) int64, the corner's number. Pixels:
+        (H, W) or (N, H, W) float32, 1 = selected and −1 = not.
 
         `state` is handed back and `episode_start` is not looked at: they are there for Stable-Baselines3's
         `evaluate_policy`, and no agent here has a memory. `deterministic`: the top cells, or the best patch, and
         not a draw.
         """
         scores = self._scores(self._images(observation))
-        actions = as_actions(self._best(scores) if deterministic else self._sample(scores))
+        chosen = self._best(scores) if deterministic else self._sample(scores)
+        actions = self.spec.actions_of(chosen).cpu().numpy()
         return (actions[0] if observation.ndim == 3 else actions), state
 
     def _mirrored(self, scores: Tensor) -> Tensor:
@@ -246,7 +261,9 @@ class MaskAgent(ABC):
         about = state["about"]
         try:
             c, h, w = about["image_shape"]
-            spec = GridSpec((c, h, w), about["grid"], about["cells"], about.get("patch_cells", 0))
+            spec = GridSpec(
+                (c, h, w), about["grid"], about["cells"], about.get("patch_cells", 0), about.get("pixels", False)
+            )
             settings, seed, weights = dict(about["settings"]), about["seed"], state["policy"]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} lacks a part of {name}'s file ({error!r}); save the agent again") from None
@@ -306,7 +323,7 @@ class MaskAgent(ABC):
         return extra
 
     def about(self) -> dict[str, Any]:
-        """What was asked for, JSON: the agent's name, its settings, seed, image shape, grid, cells and patch."""
+        """What was asked for, JSON: the agent's name, its settings, seed, image shape, and the rest of its spec."""
         return {
             "agent": type(self).__name__,
             "settings": dataclasses.asdict(self.settings),
@@ -315,6 +332,7 @@ class MaskAgent(ABC):
             "grid": self.spec.grid,
             "cells": self.spec.cells,
             "patch_cells": self.spec.patch_cells,
+            "pixels": self.spec.pixels,
         }
 
 
@@ -343,17 +361,6 @@ def as_tensor(value: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     return torch.as_tensor(value).to(device)
 
 
-def tensor_actions(chosen: Tensor) -> Tensor:
-    """Cells (N, g, g) bool → (N, g·g); corners (N,) stay as they are."""
-    return chosen.flatten(1) if chosen.ndim == 3 else chosen
-
-
-def as_actions(chosen: Tensor) -> npt.NDArray[Any]:
-    """Cells (N, g, g) bool → (N, g·g) int8; corners (N,) stay as they are. On the host, as environments take them."""
-    result: npt.NDArray[Any] = (chosen.flatten(1).to(torch.int8) if chosen.ndim == 3 else chosen).cpu().numpy()
-    return result
-
-
 def kind_of(state: Mapping[str, Any]) -> str | None:
     """The name of the agent whose file was read into `state`, or None where it holds none."""
     about = state.get("about") if isinstance(state, Mapping) else None
@@ -377,4 +384,9 @@ def _attach(env: Any, kinds: tuple[str, ...]) -> tuple[MaskVectorEnv, GridSpec]:
         )
     if inner.game.steps > 1:
         raise ConfigurationError(f"this agent chooses one mask an episode, not steps={inner.game.steps}; use steps=1")
-    return inner, GridSpec(inner.game.dataset.shape, rule.grid, rule.cells, rule.patch_cells)
+    shape = inner.game.dataset.shape
+    if rule.kind != "pixel":
+        return inner, GridSpec(shape, rule.grid, rule.cells, rule.patch_cells)
+    if shape[1] != shape[2]:
+        raise ConfigurationError(f"masks of pixels need square images here, not {shape[1]}×{shape[2]}")
+    return inner, GridSpec(shape, shape[1], cells_for_area(rule.area, shape[1]), pixels=True)

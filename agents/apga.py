@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -48,19 +49,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskaug.agents import plackett_luce
-from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds, tensor_actions
+from maskaug.agents import bernoulli, plackett_luce
+from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds
 from maskaug.agents.networks import GridPolicy
+from maskaug.agents.ternausnet import TernausNet11
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.networks import SmallClassifier, seeded_weights, to_float
 
 LOSSES = ("reinforce", "published")
 INITS = ("auto", "judge", "random")
-#: the settings that only the other loss looks at.
-_IDLE = {
-    "reinforce": ("loss_scale", "penalty_none", "penalty_all", "baseline_decay"),
-    "published": ("entropy", "normalise"),
+ESTIMATORS = ("plackett_luce", "bernoulli")
+NETWORKS = ("grid", "ternausnet")
+#: what a setting is for: with another value of the first, it does nothing.
+_NEEDS = {
+    "loss_scale": ("loss", "published"),
+    "penalty_none": ("loss", "published"),
+    "penalty_all": ("loss", "published"),
+    "baseline_decay": ("loss", "published"),
+    "estimator": ("loss", "reinforce"),
+    "entropy": ("loss", "reinforce"),
+    "normalise": ("loss", "reinforce"),
+    "init": ("network", "grid"),
+    "smooth": ("network", "grid"),
+    "width": ("network", "grid"),
 }
 
 
@@ -70,17 +82,20 @@ class APGASettings:
 
     Attributes:
         loss: "reinforce" or "published"; see the module's text.
+        estimator: "plackett_luce" draws sets of one size, "bernoulli" each cell by itself: their area is free, and the
+            environment's `area_price` keeps it ("reinforce" only).
+        network: "grid", small and for 36 to 128 pixels, or "ternausnet", the paper's, for multiples of 32.
         learning_rate: of Adam.
-        entropy: weight of the entropy of the first drawn cell, which keeps the policy from settling early
-            ("reinforce" only).
+        entropy: weight of the entropy of the first drawn cell (of a cell, for "bernoulli"), which keeps the policy from
+            settling early ("reinforce" only).
         normalise: divide a batch's advantages by their root mean square ("reinforce" only).
         max_grad_norm: gradients are clipped to this norm; 0 leaves them as they are.
         average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
         mirror: let the policy see half of its images mirrored, and average both views when it predicts.
         init: "judge" starts the policy's trunk from the judge's weights, "random" from the seed, "auto" from the judge
-            where it is a `SmallClassifier` of the same width, else from the seed.
-        smooth: whether the policy's map is smoothed over neighbouring cells.
-        width: channels of the policy's first stage, a multiple of 8.
+            where it is a `SmallClassifier` of the same width, else from the seed (network "grid" only).
+        smooth: whether the policy's map is smoothed over neighbouring cells (network "grid" only).
+        width: channels of the policy's first stage, a multiple of 8 (network "grid" only).
         loss_scale: the published loss's factor on its first term (100 in the authors' code).
         penalty_none: the published price of claiming pixels, weight of |A|·BCE(P, 0).
         penalty_all: the published price of claiming none, weight of |A|·BCE(P, 1).
@@ -88,6 +103,8 @@ class APGASettings:
     """
 
     loss: str = "reinforce"
+    estimator: str = "plackett_luce"
+    network: str = "grid"
     learning_rate: float = 2e-3
     entropy: float = 0.05
     normalise: bool = True
@@ -103,19 +120,20 @@ class APGASettings:
     baseline_decay: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigurationError(f"loss={self.loss!r} is unknown; use one of {LOSSES}")
+        for name, known in (
+            ("loss", LOSSES), ("estimator", ESTIMATORS), ("network", NETWORKS), ("init", INITS),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ConfigurationError(f"{name}={getattr(self, name)!r} is unknown; use one of {known}")
         check_kinds(self)
-        for field in dataclasses.fields(self):
-            if field.name in _IDLE[self.loss] and getattr(self, field.name) != field.default:
-                raise ConfigurationError(f"{field.name} does nothing with loss={self.loss!r}; leave it out")
+        for name, (needed, value) in _NEEDS.items():
+            if getattr(self, needed) != value and getattr(self, name) != getattr(type(self), name):
+                raise ConfigurationError(f"{name} does nothing with {needed}={getattr(self, needed)!r}; leave it out")
         if not 0 < self.learning_rate < math.inf or not 0 <= self.max_grad_norm < math.inf:
             raise ConfigurationError("learning_rate must be above 0, max_grad_norm at least 0, and both finite")
         for name in ("entropy", "loss_scale", "penalty_none", "penalty_all"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
-        if self.init not in INITS:
-            raise ConfigurationError(f"init={self.init!r} is unknown; use one of {INITS}")
         if not 0 <= self.average < 1:
             raise ConfigurationError(f"average={self.average} must be at least 0 and below 1")
         if self.width < 8 or self.width % 8:
@@ -128,14 +146,15 @@ class APGA(MaskAgent):
     """A policy-gradient masker; see the module's text for the paper beside it.
 
     Args:
-        env: a vector environment with action="grid" (or one environment, or a `GridSpec` to predict only). Its
-            `repeat` is S, its `num_envs` the batch of images.
+        env: a vector environment with action="grid" or "pixel" (or one environment, or a `GridSpec` to predict only).
+            Its `repeat` is S, its `num_envs` the batch of images.
         seed: of first weights, draws, and the environment's first reset.
         device: where the policy lives.
         **settings: `APGASettings`' fields.
     """
 
     Settings: ClassVar[type[Any]] = APGASettings
+    action_kinds = ("grid", "pixel")
 
     def __init__(
         self,
@@ -150,31 +169,65 @@ class APGA(MaskAgent):
         self._baseline = 0.0
 
     def _make_policy(self) -> nn.Module:
-        published = self.settings.loss == "published"
+        channels, height, width = self.spec.image_shape
+        threshold = self.settings.loss == "published"
         with seeded_weights(self.seed):
-            policy = GridPolicy(
-                self.spec.image_shape[0],
-                self.spec.grid,
-                self.settings.width,
-                self.settings.smooth,
-                level=not published,
-            )
-        if self.env is not None and self.settings.init != "random":
-            judge = self.env.game.reward_model.model
-            if isinstance(judge, SmallClassifier) and judge.width == self.settings.width:
-                policy.trunk.load_state_dict(judge.trunk.state_dict())
-            elif self.settings.init == "judge":
-                raise ConfigurationError(
-                    f"init='judge' needs a SmallClassifier of width {self.settings.width} as the judge, not "
-                    f"{type(judge).__name__}; use init='random'"
+            if self.settings.network == "ternausnet":
+                if height % 32 or width % 32:
+                    raise ConfigurationError(
+                        f"network='ternausnet' takes sizes that are multiples of 32, not {height}×{width}; choose "
+                        "another image_size, or network='grid'"
+                    )
+                policy: GridPolicy | TernausNet11 = TernausNet11(channels, 0 if self.spec.pixels else self.spec.grid)
+            else:
+                policy = GridPolicy(
+                    channels, self.spec.grid, self.settings.width, self.settings.smooth, level=not threshold
                 )
-        if published and self.env is not None:
-            # The threshold must part the cells from the start: who selects none (or all) of them earns the same
-            # whatever the image, has no advantage and never learns.
-            images = torch.from_numpy(np.array(self.env.dataset.images[:64]))
-            with torch.no_grad():
-                policy.head.bias -= policy(to_float(images)).median()
+                self._take_trunk(policy)
+        bias = policy.head.get_parameter("bias")
+        with torch.no_grad():
+            if threshold and self.env is not None:
+                # The threshold must part the cells from the start: who selects none (or all) of them earns the same
+                # whatever the image, has no advantage and never learns.
+                images = torch.from_numpy(np.array(self.env.dataset.images[:64]))
+                parts = [policy(to_float(part)) for part in images.split(8)]  # type: ignore[no-untyped-call]
+                bias.sub_(torch.cat(parts).median())
+            elif self.settings.estimator == "bernoulli":
+                area = self.spec.cells / self.spec.grid**2
+                bias.add_(math.log(area / (1 - area)))
         return policy
+
+    def _take_trunk(self, policy: GridPolicy) -> None:
+        if self.env is None or self.settings.init == "random":
+            return
+        judge = self.env.game.reward_model.model
+        if isinstance(judge, SmallClassifier) and judge.width == self.settings.width:
+            policy.trunk.load_state_dict(judge.trunk.state_dict())
+        elif self.settings.init == "judge":
+            raise ConfigurationError(
+                f"init='judge' needs a SmallClassifier of width {self.settings.width} as the judge, not "
+                f"{type(judge).__name__}; use init='random'"
+            )
+
+    def start_from(
+        self, *, vgg11: str | os.PathLike[str] | None = None, whole: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Put trained weights from a local file into a TernausNet, before it learns.
+
+        Args:
+            vgg11: of the encoder, VGG11's by torchvision's names.
+            whole: of all of it; see `TernausNet11.load_whole`. One of the two.
+        """
+        if not isinstance(self.policy, TernausNet11) or (vgg11 is None) == (whole is None) or self.updates:
+            raise ConfigurationError(
+                "start_from puts one file of weights, vgg11 or whole, into an agent with network='ternausnet' that has "
+                "not learnt yet"
+            )
+        if vgg11 is not None:
+            self.policy.load_vgg11(vgg11)
+        elif whole is not None:
+            self.policy.load_whole(whole)
+        self.averaged.module.load_state_dict(self.policy.state_dict())
 
     def check_env(self, env: MaskVectorEnv) -> None:
         """See `MaskAgent.check_env`."""
@@ -212,15 +265,21 @@ class APGA(MaskAgent):
         return observation, metrics
 
     def _play(self, env: MaskVectorEnv, cells: Tensor) -> tuple[Any, Tensor, Mapping[str, Any]]:
-        observation, reward, _, _, info = env.step(tensor_actions(cells))
+        observation, reward, _, _, info = env.step(self.spec.actions_of(cells))
         self.num_timesteps += env.num_envs
         return observation, as_tensor(reward, self.device), info["final_info"]
 
     def _reinforce(self, env: MaskVectorEnv, scores: Tensor) -> tuple[Tensor, Any, dict[str, float]]:
-        k, tries = self.spec.cells, env.game.repeat
+        k, tries, grid = self.spec.cells, env.game.repeat, self.spec.grid
         logits = scores.flatten(1)
-        orders = plackett_luce.sample(logits, tries, self.generator)
-        cells = plackett_luce.to_cells(orders, k, self.spec.grid)
+        if self.settings.estimator == "bernoulli":
+            drawn = bernoulli.sample(logits, tries, self.generator)
+            log_prob, entropy = bernoulli.log_prob(logits, drawn) / grid**2, bernoulli.entropy(logits).mean()
+            cells = drawn.view(tries, -1, grid, grid)
+        else:
+            orders = plackett_luce.sample(logits, tries, self.generator)
+            cells = plackett_luce.to_cells(orders, k, grid)
+            log_prob, entropy = plackett_luce.log_prob(logits, orders, k) / k, plackett_luce.entropy(logits).mean()
         rewards = []
         for one_try in cells:
             observation, reward, _ = self._play(env, one_try)
@@ -229,13 +288,10 @@ class APGA(MaskAgent):
         advantage = leave_one_out(reward_table)
         if self.settings.normalise:
             advantage = advantage / advantage.square().mean().sqrt().clamp(min=1e-8)
-        log_prob = plackett_luce.log_prob(logits, orders, k)
-        log_p = logits.log_softmax(1)
-        entropy = -(log_p.exp() * log_p).sum(1).mean()
-        loss = -(advantage * log_prob).mean() / k - self.settings.entropy * entropy
+        loss = -(advantage * log_prob).mean() - self.settings.entropy * entropy
         metrics = {
             "rollout/ep_rew_mean": float(reward_table.mean()),
-            "rollout/area": k / self.spec.grid**2,
+            "rollout/area": float(cells.float().mean()),
             "train/entropy": float(entropy.detach()),
             "train/advantage_rms": float(leave_one_out(reward_table).square().mean().sqrt()),
         }
@@ -264,6 +320,8 @@ class APGA(MaskAgent):
     def _sample(self, scores: Tensor) -> Tensor:
         if self.settings.loss == "published":
             return scores > 0
+        if self.settings.estimator == "bernoulli":
+            return bernoulli.sample(scores.flatten(1), 1, self.generator)[0].view(scores.shape)
         orders = plackett_luce.sample(scores.flatten(1), 1, self.generator)
         return plackett_luce.to_cells(orders[0], self.spec.cells, self.spec.grid)
 

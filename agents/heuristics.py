@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskaug.agents.agent import GridSpec, as_actions
+from maskaug.agents.agent import GridSpec
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.masking import mask_to_cells, patch_count, patch_scores, top_cells
 from maskaug.envs.networks import to_float
@@ -43,7 +43,7 @@ class Heuristic(ABC):
         deterministic: bool = False,
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
         """The top cells, (N, g·g) or (g·g,) int8, or the best patch, (N,) or () int64; there is no chance in it."""
-        actions = as_actions(self._best(torch.from_numpy(self.scores(observation))))
+        actions = self.spec.actions_of(self._best(torch.from_numpy(self.scores(observation)))).numpy()
         return (actions[0] if observation.ndim == 3 else actions), state
 
     def _best(self, scores: Tensor) -> Tensor:

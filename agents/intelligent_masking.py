@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds, tensor_actions
+from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds
 from maskaug.agents.losses import low_passed, ranking_loss
 from maskaug.agents.networks import ImaginingQMap, PaperQMap, QMap
 from maskaug.agents.replay import Replay
@@ -329,7 +329,7 @@ class IntelligentMasking(MaskAgent):
         actions = self._choose(q.detach())
         index = env.game.index
         explore = self._epsilon()
-        following, reward, _, _, info = env.step(tensor_actions(actions))
+        following, reward, _, _, info = env.step(self.spec.actions_of(actions))
         self.num_timesteps += env.num_envs
         mean = float(info["final_info"]["gain"].mean())
         self._scale = mean if self._scale == 0 else 0.98 * self._scale + 0.02 * mean

@@ -39,6 +39,12 @@ def log_prob(logits: Tensor, orders: Tensor, k: int) -> Tensor:
     return (ordered - left)[..., :k].sum(-1)
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Of the first drawn cell, in nats: logits (N, M) → (N,), differentiable."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
 def to_cells(orders: Tensor, k: int, grid: int) -> Tensor:
     """The first k entries of orders (…, g·g) as cells (…, g, g) bool."""
     flat = torch.zeros(orders.shape, dtype=torch.bool, device=orders.device)

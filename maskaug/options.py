@@ -84,6 +84,8 @@ class APGAOptions(Options):
 
     Attributes:
         loss: "reinforce", or "published" for the paper's own.
+        estimator: plackett_luce or bernoulli (reinforce only).
+        network: grid, or ternausnet, the paper's.
         learning_rate: of Adam.
         entropy: weight of the entropy (reinforce only).
         normalise: advantages of unit size (reinforce only).
@@ -100,6 +102,8 @@ class APGAOptions(Options):
     """
 
     loss: str | None = None
+    estimator: str | None = None
+    network: str | None = None
     learning_rate: float | None = None
     entropy: float | None = None
     normalise: bool | None = None

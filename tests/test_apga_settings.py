@@ -14,7 +14,8 @@ from maskaug.agents.apga import APGA, APGASettings
 from maskaug.envs.errors import ConfigurationError
 
 OTHER: dict[str, Any] = {
-    "loss": "published", "learning_rate": 1e-3, "entropy": 0.5, "normalise": False, "max_grad_norm": 0.01,
+    "loss": "published", "estimator": "bernoulli", "network": "ternausnet",
+    "learning_rate": 1e-3, "entropy": 0.5, "normalise": False, "max_grad_norm": 0.01,
     "average": 0.5, "mirror": False, "init": "random", "smooth": False, "width": 8, "loss_scale": 1.0,
     "penalty_none": 9.0, "penalty_all": 9.0, "baseline_decay": 0.1,
 }  # fmt: skip
@@ -24,7 +25,8 @@ PUBLISHED_ONLY = {"loss_scale", "penalty_none", "penalty_all", "baseline_decay"}
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(APGASettings)])
 def test_every_setting_does_something(field: str) -> None:
     def scores(**settings: Any) -> Any:
-        env = joint_env(repeat=1, area=0.16)
+        # TernausNet takes multiples of 32.
+        env = joint_env(repeat=1, area=0.16, **({"image_size": 64, "grid": 8} if field == "network" else {}))
         agent = APGA(env, seed=1, **settings).learn(12)
         return agent.scores(env.dataset.images[:3])
 
@@ -46,6 +48,11 @@ def test_every_setting_does_something(field: str) -> None:
         ({"entropy": float("inf")}, "entropy"),
         ({"average": 1.0}, "average"),
         ({"init": "imagenet"}, "random"),
+        ({"estimator": "gumbel"}, "bernoulli"),
+        ({"network": "unet"}, "ternausnet"),
+        ({"network": "ternausnet", "width": 32}, "does nothing with network='ternausnet'"),
+        ({"network": "ternausnet", "smooth": False}, "does nothing with network='ternausnet'"),
+        ({"loss": "published", "estimator": "bernoulli"}, "does nothing with loss='published'"),
         ({"width": 12}, "multiple of 8"),
         ({"width": 16.0}, "integer"),
         ({"mirror": "no"}, "True or False"),
