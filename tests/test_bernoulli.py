@@ -65,7 +65,7 @@ def test_entropy_by_hand_and_extremes_stay_finite() -> None:
 
 
 def test_it_learns_the_known_answer_and_keeps_its_area() -> None:
-    env = marker_env(area_price=1.0)
+    env = marker_env(area_price=20.0)
     agent = APGA(env, seed=0, device="cpu", estimator="bernoulli", entropy=0.0)
     untrained = agent.scores(env.dataset.images[:1])
     assert untrained == pytest.approx(np.full((1, 4, 4), math.log(0.25 / 0.75)), abs=1e-5)
@@ -77,7 +77,7 @@ def test_it_learns_the_known_answer_and_keeps_its_area() -> None:
     kept = (masks & held_out.regions).sum((1, 2)) / held_out.regions.sum((1, 2))
     assert kept.mean() > 0.9
     assert np.mean(areas[:5]) == pytest.approx(0.25, abs=0.05)
-    assert 0.03 < np.mean(areas[-20:]) < 0.4
+    assert 0.1 < np.mean(areas[-20:]) < 0.33
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------------
