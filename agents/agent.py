@@ -154,6 +154,8 @@ class MaskAgent(ABC):
         if total_timesteps < 1:
             raise ConfigurationError(f"total_timesteps={total_timesteps} must be at least 1")
         self.check_env(self.env)
+        # What an agent does before it plays may count, too.
+        goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
         self._begin(total_timesteps)
         if not self._reset_done:
             self.env.reset(seed=self.seed)
@@ -162,7 +164,6 @@ class MaskAgent(ABC):
         while self.plays_all_tries and (begun := self.env.game.blank()[0]["try"] > 0).any():
             self.env.game.advance(begun)
         observation = self.env.observe()
-        goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
         with tqdm(total=total_timesteps, disable=not progress_bar, unit="mask", leave=False) as bar:
             while self.num_timesteps < goal:
                 before = self.num_timesteps

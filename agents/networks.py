@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskaug.envs.networks import ConvTrunk
+from maskaug.envs.networks import ConvTrunk, channels_last
 from maskaug.envs.reconstructors import PaperEncoder
 
 
@@ -51,6 +52,36 @@ class GridPolicy(nn.Module):
             maps = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
             maps = functional.conv2d(maps, (kernel[:, None] * kernel)[None, None])
         return maps[:, 0]
+
+
+class PlacePolicy(nn.Module):
+    """Scores over a g×g grid from three strided convolutions that see where each pixel lies.
+
+    Args:
+        in_channels: C of the images.
+        grid: g.
+        width: channels of the first stage, a multiple of 8; the others have twice as many.
+        place: whether rows and columns, from −1 to 1, are inputs too.
+    """
+
+    def __init__(self, in_channels: int, grid: int, width: int = 32, place: bool = True) -> None:
+        super().__init__()
+        self.grid, self.place = grid, place
+        layers: list[nn.Module] = []
+        last = in_channels + 2 * place
+        for channels in (width, 2 * width, 2 * width):
+            layers += [nn.Conv2d(last, channels, 5, 2, 2, bias=False), nn.GroupNorm(8, channels), nn.ReLU()]
+            last = channels
+        self.layers = nn.Sequential(*layers, nn.Conv2d(last, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float in [0, 1] → (N, g, g)."""
+        if self.place:
+            n, _, h, w = images.shape
+            rows, columns = (torch.linspace(-1, 1, side, device=images.device) for side in (h, w))
+            places = torch.stack([rows[:, None].expand(h, w), columns.expand(h, w)])
+            images = torch.cat([images, places.expand(n, -1, -1, -1)], 1)
+        return _on_grid(self.layers(channels_last(images)), self.grid)[:, 0]
 
 
 class QMap(nn.Module):

@@ -1,0 +1,203 @@
+"""A masker distilled from gradient maps: the strongest baseline that learns no policy.
+
+Several small judges are trained on the labelled training images, each without a part of the groups. What moves their
+answer, |∂ logit ÷ ∂ pixel| of the predicted class, averaged over judges and mirrored views and summed over cells, is a
+map of each training image; a small network that sees the image and where each pixel lies learns to draw that map. At
+prediction no judge and no gradient is needed. Bagging and mirroring take out what one judge happened to look at, and
+the network what one image's map has of noise.
+
+No reward is looked at: the environment gives images and is not stepped. Every pass of a judge over an image counts as
+a timestep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from maskaug.agents.agent import GridSpec, MaskAgent, check_kinds
+from maskaug.agents.networks import PlacePolicy
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.environment import MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.judges import make_judge
+from maskaug.envs.masking import mask_to_cells
+from maskaug.envs.networks import seeded_weights, to_float
+from maskaug.envs.pretrain import FitSettings, fit_classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledSettings:
+    """How the masker is distilled.
+
+    Attributes:
+        judges: how many are bagged.
+        bag: share of the groups that each is trained on.
+        judge_updates: of each judge's training, `fit_classifier`'s.
+        judge_lr: its peak learning rate.
+        learning_rate: of the network's Adam.
+        average: decay of the moving average of its weights, which is what predicts; 0 predicts with the last ones.
+        mirror: average the maps, and the predictions, of both mirrored views.
+        place: let the network see where each pixel lies.
+        width: channels of its first stage, a multiple of 8.
+    """
+
+    judges: int = 8
+    bag: float = 0.85
+    judge_updates: int = 600
+    judge_lr: float = 2e-3
+    learning_rate: float = 3e-3
+    average: float = 0.98
+    mirror: bool = True
+    place: bool = True
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if self.judges < 1 or self.judge_updates < 1:
+            raise ConfigurationError("judges and judge_updates must be at least 1")
+        if not 0 < self.bag <= 1:
+            raise ConfigurationError(f"bag={self.bag} must be a share above 0 and at most 1")
+        for name in ("judge_lr", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be a finite number above 0")
+        if not 0 <= self.average < 1:
+            raise ConfigurationError(f"average={self.average} must be at least 0 and below 1")
+        if self.width < 8 or self.width % 8:
+            raise ConfigurationError(f"width={self.width} must be a multiple of 8 (GroupNorm has 8 groups)")
+
+
+class Distilled(MaskAgent):
+    """A masker distilled from bagged gradient maps; see the module's text.
+
+    Args:
+        env: a vector environment with action="grid" whose images have labels (or one environment, or a `GridSpec` to
+            predict only). Its `num_envs` is the batch.
+        seed: of bags, first weights and draws, and the environment's first reset.
+        device: where the networks live.
+        **settings: `DistilledSettings`' fields.
+    """
+
+    Settings: ClassVar[type[Any]] = DistilledSettings
+    action_kinds = ("grid",)
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any] | MaskVectorEnv | GridSpec,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        **settings: Any,
+    ) -> None:
+        super().__init__(env, settings, seed, device)
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
+        self._judges: nn.ModuleList | None = None
+        # Maps of images that were seen: a judge's answer does not change.
+        self._maps: dict[int, Tensor] = {}
+
+    def _make_policy(self) -> nn.Module:
+        with seeded_weights(self.seed):
+            return PlacePolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width, self.settings.place)
+
+    def check_env(self, env: MaskVectorEnv) -> None:
+        """See `MaskAgent.check_env`."""
+        if env.dataset.labels is None or len(env.dataset.class_names) < 2:
+            raise ConfigurationError(
+                f"{env.dataset.name} has no labels of at least two classes, and the judges behind this masker need them"
+            )
+
+    def _begin(self, total_timesteps: int) -> None:
+        if self._judges is None:
+            assert self.env is not None
+            self._judges = nn.ModuleList([self._judge(i, self.env.dataset) for i in range(self.settings.judges)])
+
+    def _judge(self, number: int, dataset: ImageDataset) -> nn.Module:
+        settings = self.settings
+        source = np.random.SeedSequence([self.seed, number])
+        groups = np.unique(dataset.groups)
+        chosen = np.random.default_rng(source).permutation(groups)[: max(1, round(settings.bag * len(groups)))]
+        bag = dataset.subset(np.isin(dataset.groups, chosen))
+        seed = int(source.generate_state(1)[0])
+        judge = make_judge("small", dataset.shape[0], len(dataset.class_names), seed)
+        fit = FitSettings(updates=settings.judge_updates, lr=settings.judge_lr, seed=seed)
+        fit_classifier(judge, bag, None, fit, device=self.device)
+        self.num_timesteps += settings.judge_updates * fit.batch_size
+        return judge.requires_grad_(False)
+
+    def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8] | Tensor) -> tuple[Any, dict[str, float]]:
+        index = env.game.index
+        images = env.game.pictures.at(index).to(self.device)
+        target = self._target(index, images)
+        flip = torch.zeros(len(images), dtype=torch.bool)
+        if self.settings.mirror:
+            flip = torch.rand(len(images), generator=self.generator) < 0.5
+        flip = flip.to(self.device)[:, None, None]
+        scores = self.policy(torch.where(flip[..., None], to_float(images.flip(-1)), to_float(images)))
+        loss = (scores - torch.where(flip, target.flip(-1), target)).square().mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        env.game.advance()
+        return env.observe(), {"train/loss": float(loss.detach())}
+
+    def _target(self, index: npt.NDArray[np.int64], images: Tensor) -> Tensor:
+        """Standardised maps (N, g, g) of the images at `index`; each is computed once."""
+        assert self._judges is not None
+        new = [place for place, i in enumerate(index.tolist()) if i not in self._maps]
+        if new:
+            maps = gradient_map(self._judges, images[new], self.spec.grid, mirror=self.settings.mirror)
+            maps = (maps - maps.mean((1, 2), keepdim=True)) / maps.std((1, 2), keepdim=True).clamp(min=1e-12)
+            self._maps.update({int(index[place]): one for place, one in zip(new, maps, strict=True)})
+        self.num_timesteps += len(index) * len(self._judges)
+        return torch.stack([self._maps[i] for i in index.tolist()])
+
+    def _sample(self, scores: Tensor) -> Tensor:
+        # Nothing is tried out here.
+        return self._best(scores)
+
+    def _learning_state(self) -> dict[str, Any]:
+        judges = {} if self._judges is None else dict(self._judges.state_dict())
+        return {"optimiser": self.optimiser.state_dict(), "judges": judges}
+
+    def _load_learning_state(self, state: Mapping[str, Any]) -> None:
+        self.optimiser.load_state_dict(state["optimiser"])
+        if state["judges"]:
+            assert self.env is not None
+            data, count = self.env.dataset, self.settings.judges
+            blank = [make_judge("small", data.shape[0], len(data.class_names), 0) for _ in range(count)]
+            self._judges = nn.ModuleList(blank).to(self.device).eval().requires_grad_(False)
+            self._judges.load_state_dict(state["judges"])
+        self._maps.clear()
+
+
+def gradient_map(judges: nn.ModuleList, images: Tensor, grid: int, *, mirror: bool) -> Tensor:
+    """Mean over judges (and mirrored views) of |∂ centred logit of the predicted class ÷ ∂ pixel|, (N, g, g) float32.
+
+    Each judge's map of an image is divided by its mean first: judges differ in how steep they are.
+
+    Args:
+        judges: (N, C, H, W) float in [0, 1] → logits.
+        images: (N, C, H, W) uint8.
+        grid: g.
+        mirror: average the maps of both mirrored views.
+    """
+    total = torch.zeros(len(images), grid, grid, device=images.device)
+    for judge in judges:
+        for flip in (False, True) if mirror else (False,):
+            inputs = to_float(images.flip(-1) if flip else images).requires_grad_()
+            with torch.enable_grad():
+                logits = judge(inputs)
+                # The centred logit: the log-probability's gradient vanishes where the judge is sure.
+                (gradient,) = torch.autograd.grad((logits.amax(1) - logits.mean(1)).sum(), inputs)
+            maps = mask_to_cells(gradient.abs().sum(1), grid)
+            maps = maps / maps.mean((1, 2), keepdim=True).clamp(min=1e-12)
+            total += maps.flip(-1) if flip else maps
+    return total / (len(judges) * (1 + mirror))

@@ -1,0 +1,137 @@
+"""The distilled masker: what its maps are, that it finds a known answer, and that it is kept as the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from env_helpers import BrightnessJudge, pictures, same
+from marker_game import joint_env
+from torch import Tensor, nn
+
+import maskaug
+from maskaug.agents.agent import GridSpec
+from maskaug.agents.distilled import Distilled, DistilledSettings, gradient_map
+from maskaug.agents.masker import Masker
+from maskaug.envs.datasets import load_dataset
+from maskaug.envs.environment import MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError
+
+TINY: dict[str, Any] = {"judges": 2, "judge_updates": 4, "width": 8}
+
+
+class Corner(nn.Module):
+    """Two classes; the log-odds are the sum of the top left pixel and half of the one right of it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        odds = images[:, :, 0, 0].sum(1) + 0.5 * images[:, :, 0, 1].sum(1)
+        return torch.stack([torch.zeros_like(odds), odds], 1)
+
+
+def test_the_map_by_hand() -> None:
+    images = torch.full((1, 1, 4, 4), 200, dtype=torch.uint8)
+    # Centred logits ± odds/2: gradients ½ and ¼ in the first cell of 2×2 pixels, mean 3/16; over 4 cells 3/64.
+    one = gradient_map(nn.ModuleList([Corner()]), images, 2, mirror=False)
+    assert one[0].tolist() == [[4, 0], [0, 0]]
+    both = gradient_map(nn.ModuleList([Corner()]), images, 2, mirror=True)
+    assert both[0].tolist() == [[2, 2], [0, 0]]
+    # A judge that is four times as steep counts no more than others.
+    two = gradient_map(nn.ModuleList([Corner(), BrightnessJudge(400.0)]), images, 2, mirror=False)
+    assert two[0].tolist() == [[2.5, 0.5], [0.5, 0.5]]
+
+
+def test_it_finds_the_break_without_looking_at_a_reward() -> None:
+    env = MaskVectorEnv(32, n=600, difficulty="easy", device="cpu")
+    env.step = None  # type: ignore[method-assign, assignment]
+    agent = Distilled(env, seed=0, device="cpu", judges=2, judge_updates=250)
+    agent.learn(2 * 250 * 32 + 60 * 32 * 2)
+    held_out = load_dataset(
+        "synthetic", split="val", n=600, difficulty="easy", image_size=64, channels=1, seed=0
+    ).with_region()
+    assert held_out.regions is not None
+    masks = Masker(agent)(held_out.images)
+    kept = ((masks & held_out.regions).sum((1, 2)) / held_out.regions.sum((1, 2))).mean()
+    swapped = ((np.roll(masks, 1, axis=0) & held_out.regions).sum((1, 2)) / held_out.regions.sum((1, 2))).mean()
+    assert kept > 0.8
+    assert kept > swapped + 0.3
+
+
+def test_each_judge_has_its_own_bag_and_every_pass_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from maskaug.agents import distilled
+
+    bags: list[tuple[set[int], int]] = []
+
+    def fit(judge: nn.Module, bag: Any, val: None, settings: Any, device: Any) -> None:
+        bags.append((set(bag.groups.tolist()), settings.seed))
+        judge.eval()
+
+    monkeypatch.setattr(distilled, "fit_classifier", fit)
+    data = pictures(20, size=40)
+    env = MaskVectorEnv(4, dataset=data, grid=5, device="cpu")
+    agent = Distilled(env, seed=0, device="cpu", judges=3, judge_updates=10, bag=0.5, width=8)
+    agent.learn(3 * 10 * 32 + 2 * 3 * 4)
+    assert [len(groups) for groups, _ in bags] == [10] * 3
+    assert len({tuple(sorted(groups)) for groups, _ in bags}) == len({seed for _, seed in bags}) == 3
+    assert (agent.updates, agent.num_timesteps) == (2, 984)
+    with_all = Distilled(env, seed=0, device="cpu", judges=1, judge_updates=10, bag=1.0, width=8)
+    with_all.learn(1)
+    assert bags[-1][0] == set(range(20))
+
+
+OTHER: dict[str, Any] = {
+    "judges": 3, "bag": 0.5, "judge_updates": 6, "judge_lr": 1e-2, "learning_rate": 1e-3, "average": 0.5,
+    "mirror": False, "place": False, "width": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(DistilledSettings)])
+def test_every_setting_does_something(field: str) -> None:
+    def scores(**settings: Any) -> Any:
+        env = joint_env()
+        agent = Distilled(env, seed=1, device="cpu", **{**TINY, **settings})
+        return agent.learn(2 * 4 * 32 * 2).scores(env.dataset.images[:3])
+
+    assert same(scores(), scores())
+    assert not same(scores(), scores(**{field: OTHER[field]}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"judges": 0}, "at least 1"), ({"bag": 0.0}, "bag"), ({"bag": 1.5}, "bag"), ({"judge_lr": 0.0}, "judge_lr"),
+        ({"learning_rate": float("inf")}, "learning_rate"), ({"average": 1.0}, "average"), ({"width": 12}, "multiple"),
+        ({"judges": "many"}, "integer"), ({"judge": 3}, "unknown setting judge"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        Distilled(GridSpec((1, 40, 40), 5, 6), **settings)
+
+
+def test_it_needs_labels_and_cells() -> None:
+    data = dataclasses.replace(pictures(8, size=40), labels=None)
+    env = MaskVectorEnv(2, dataset=data, grid=5, objective="reconstruction", device="cpu")
+    with pytest.raises(ConfigurationError, match="has no labels"):
+        Distilled(env, **TINY).learn(1)
+    with pytest.raises(ConfigurationError, match="plays action='grid'"):
+        Distilled(joint_env(action="patch"))
+
+
+def test_it_is_saved_loaded_and_goes_on_to_the_bit(tmp_path: Path) -> None:
+    first = 2 * 4 * 32
+    whole = Distilled(joint_env(), seed=0, device="cpu", **TINY).learn(first).learn(200)
+    part = Distilled(joint_env(), seed=0, device="cpu", **TINY).learn(first)
+    part.save_checkpoint(tmp_path / "c.safetensors")
+    other = Distilled(joint_env(), seed=0, device="cpu", **TINY)
+    other.load_checkpoint(tmp_path / "c.safetensors")
+    other.learn(200)
+    assert same(dict(whole.policy.state_dict()), dict(other.policy.state_dict()))
+    images = joint_env().dataset.images[:4]
+    other.save(tmp_path / "masker.safetensors")
+    masker = maskaug.load_masker(tmp_path / "masker.safetensors")
+    assert same(masker.agent.scores(images), other.scores(images))
+    assert (masker(images).sum((1, 2)) == 6 * 64).all()
