@@ -251,6 +251,25 @@ class IntelligentMasking(MaskAgent):
 
     # ---- step 1: what to hide ------------------------------------------------------------------------------------
 
+    def explore(self, scores: Tensor, progress: float) -> Tensor:
+        """Cells as this agent would hide them at `progress`, 0 to 1, of a run, if these were its Q: for comparisons.
+
+        Args:
+            scores: (N, g, g) float, higher = rather hidden. Sets of cells only.
+            progress: how much of the run is over.
+
+        Returns:
+            (N, g, g) bool.
+        """
+        if self.spec.patch_cells or self.num_timesteps:
+            raise ConfigurationError("explore() is for an agent that hides sets of cells and has not learnt itself")
+        self.horizon, self.num_timesteps = 1_000_000, round(1_000_000 * progress)
+        try:
+            # Ranks, so that any scale will do; from 0 to 1, which every loss takes for a value.
+            return self._choose((self._ranks(scores) / self.spec.grid**2)[:, None].to(self.device))
+        finally:
+            self.horizon = self.num_timesteps = 0
+
     def _choose(self, q: Tensor) -> Tensor:
         """Q-maps (N, R, g, g) → actions, drawn as far as the run has come: corners (N,), or cells (N, g, g) bool."""
         settings, n = self.settings, len(q)

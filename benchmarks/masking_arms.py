@@ -3,8 +3,9 @@
 `maskaug bench intelligent-masking`. One seed = one draw (or split by group) of the data and one first set of weights;
 every arm pre-trains the same reconstructor on the training split for the same number of updates of the same size, and
 is read out on the same labelled draws. Equal hidden area: "ours" beside "random" and "centre", "published" beside
-"random_patch", the last two in the paper's own game; "mae" hides 75 %, as masked autoencoders do. "autoencoder" hides
-nothing and reconstructs what it sees: if it does as well, it was not the hiding that helped.
+"random_patch", the last two in the paper's own game; "mae" hides 75 %, as masked autoencoders do. Three arms ask what
+it is that helps: "autoencoder" hides nothing and reconstructs what it sees; "swapped" hides in every image what the
+agent chose for another one; "variance" chooses as "ours" does, by each cell's local variance, which needs no learning.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from maskaug.agents.agent import GridSpec
 from maskaug.agents.heuristics import FixedMask, LocalVariance, RandomMasks
@@ -38,14 +40,18 @@ from maskaug.envs.reconstructors import reestimate_statistics
 from maskaug.envs.rendering import Picture, label, save_picture, sheet
 from maskaug.envs.rewards import ReconstructionReward
 
-ARMS = ("none", "autoencoder", "random", "centre", "mae", "ours", "random_patch", "published")
+ARMS = (
+    "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published",
+)  # fmt: skip
 TITLES = {
     "none": "no pre-training", "autoencoder": "nothing hidden", "random": "random cells", "centre": "centre",
-    "mae": "random cells, 75 %",
+    "mae": "random cells, 75 %", "variance": "local variance", "swapped": "the agent's, swapped",
     "ours": "Intelligent Masking", "random_patch": "random patch", "published": "as published",
 }  # fmt: skip
 #: what each learned arm is compared with: random masks of equal area.
 CONTROL = {"ours": "random", "published": "random_patch"}
+#: and with what else.
+CONTROLS = {"ours": ("none", "autoencoder", "variance", "swapped")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,24 @@ class Arm:
     cpu_s: float
 
 
+class Led(MaskVectorEnv):
+    """An environment that is followed: each of its masks is played in another one too, on the next slot's image.
+
+    Args:
+        follower: as many slots, which see the same images in the same order.
+        **kwargs: as for `MaskVectorEnv`.
+    """
+
+    def __init__(self, follower: MaskVectorEnv, **kwargs: Any) -> None:
+        super().__init__(follower.num_envs, **kwargs)
+        self.follower = follower
+
+    def step(self, actions: Any) -> Any:
+        """See `MaskVectorEnv.step`."""
+        self.follower.step(torch.as_tensor(actions).roll(1, 0))
+        return super().step(actions)
+
+
 def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "auto") -> Arm:
     """Pre-train one arm's reconstructor; every arm starts from the same weights and sees the images in one order."""
     play = {**env_keywords(settings.env_id, settings.env), "objective": "reconstruction"}
@@ -110,17 +134,22 @@ def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "aut
     if arm in ("random_patch", "published"):
         game = {"action": "patch", "fill": "zero", "visible_weight": None, "judge_lr": None}
     judge = make_judge("small", play.get("channels", 1), None, seed)
-    env = MaskVectorEnv(
-        settings.batch,
-        **{**play, **game, "seed": seed, "device": device, "reward_model": judge, "judge_batch": settings.batch},
-    )
+    keywords = {**play, **game, "seed": seed, "device": device, "judge_batch": settings.batch}
+    env = MaskVectorEnv(settings.batch, **{**keywords, "reward_model": judge})
     rule = env.game.rule
     spec = GridSpec(env.dataset.shape, rule.grid, rule.cells, rule.patch_cells)
     reward = env.game.reward_model
     assert isinstance(reward, ReconstructionReward)
     began = time.process_time()
     masker: Any = None
-    if arm in ("ours", "published"):
+    if arm == "swapped":
+        twin = make_judge("small", play.get("channels", 1), None, seed)
+        led = Led(
+            env, **{**play, **game, "seed": seed, "device": device, "reward_model": twin, "judge_batch": settings.batch}
+        )
+        env.reset(seed=seed)
+        IntelligentMasking(led, seed=seed, device=device, **settings.agent).learn(settings.updates * settings.batch)
+    elif arm in ("ours", "published"):
         own = settings.agent if arm == "ours" else {"mode": "published", "network": "plain"}
         masker = IntelligentMasking(env, seed=seed, device=device, **own)
         masker.learn(settings.updates * settings.batch)
@@ -128,6 +157,13 @@ def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "aut
         env.reset(seed=seed)
         for _ in range(settings.updates):
             env.step(np.zeros((settings.batch, rule.grid**2), np.int8))
+    elif arm == "variance":
+        masker = LocalVariance(spec)
+        chooser = IntelligentMasking(spec, seed=seed, device=device, **settings.agent)
+        observation, _ = env.reset(seed=seed)
+        for update in range(settings.updates):
+            cells = chooser.explore(torch.from_numpy(masker.scores(observation)), update / settings.updates)
+            observation, *_ = env.step(cells.flatten(1))
     elif arm != "none":
         masker = FixedMask.centre(spec) if arm == "centre" else RandomMasks(spec, seed)
         observation, _ = env.reset(seed=seed)
@@ -136,14 +172,19 @@ def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "aut
     return Arm(reward, masker, spec, env.game.fill, time.process_time() - began)
 
 
-def one_seed(settings: ArmsSettings, seed: int, device: str = "auto") -> tuple[dict[str, float], dict[str, Arm]]:
-    """(flat figures, the arms) of one seed: "<arm>.<read-out>.<budget>.<metric>", and what the learned masks hit."""
+def one_seed(
+    settings: ArmsSettings, seed: int, device: str = "auto", done: Mapping[str, float] | None = None
+) -> tuple[dict[str, float], dict[str, Arm]]:
+    """(flat figures, the arms) of one seed: "<arm>.<read-out>.<budget>.<metric>", and what the learned masks hit.
+
+    Arms that are in `done`, what an earlier call gave, are not done again.
+    """
     keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
     train, val, test = (dataset_of(keywords, split) for split in ("train", "val", "test"))
     reading = DownstreamSettings(budgets=settings.budgets, draws=settings.draws, readouts=settings.readouts, seed=seed)
-    figures: dict[str, float] = {}
+    figures = dict(done or {})
     arms: dict[str, Arm] = {}
-    for name in settings.arms:
+    for name in (arm for arm in settings.arms if f"{arm}.cpu_s" not in figures):
         arms[name] = arm = pretrain_arm(settings, name, seed, device)
         encoder = arm.judge.model.encoder()  # type: ignore[operator]
         # What training saw has hidden parts; so that "none" has statistics at all, too.
@@ -186,41 +227,47 @@ def intelligent_masking(
     Args:
         settings: what is run.
         seeds: which.
-        out: a folder for results.json and arms.png (of the last seed). Seeds that it holds already are not done again.
+        out: a folder for results.json and arms.png (of the last seed). What it holds already, seeds or single arms, is
+            not done again.
         device: where everything runs.
         say: where lines for people go.
     """
     done = {} if out is None else _finished(out, settings)
     arms: dict[str, Arm] = {}
     for seed in seeds:
-        if str(seed) in done:
+        found = done.get(str(seed), {})
+        if all(f"{arm}.cpu_s" in found for arm in settings.arms):
             say(f"seed {seed}: found in {out}/results.json")
             continue
         began = time.perf_counter()
-        done[str(seed)], arms = one_seed(settings, seed, device)
+        done[str(seed)], arms = one_seed(settings, seed, device, found)
         key = _headline(settings)
         told = "  ".join(f"{name} {done[str(seed)][f'{name}.{key}']:.3f}" for name in settings.arms)
         say(f"seed {seed} ({time.perf_counter() - began:.0f} s), {key}: {told}")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            _write(out, settings, done, unfinished=any(str(s) not in done for s in seeds))
+            _write(out, settings, done)
             keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
             save_picture(str(out / "arms.png"), arms_picture(arms, dataset_of(keywords, "test")))
     rows = [done[str(seed)] for seed in seeds]
     summary = summary_of(rows, settings)
     say(arms_table(summary, settings, len(rows)))
     if out is not None:
-        _write(out, settings, done, unfinished=False)
+        _write(out, settings, done)
         say(f"wrote {out}/")
     return summary
 
 
-def _write(out: Path, settings: ArmsSettings, done: Mapping[str, dict[str, float]], *, unfinished: bool) -> None:
-    summary = summary_of(list(done.values()), settings)
+def _write(out: Path, settings: ArmsSettings, done: Mapping[str, dict[str, float]]) -> None:
+    whole = [row for row in done.values() if all(f"{arm}.cpu_s" in row for arm in settings.arms)]
+    summary = summary_of(whole, settings)
     write_json(
         out / "results.json",
-        {"settings": dataclasses.asdict(settings), "summary": summary, "seeds": dict(done), "unfinished": unfinished},
-    )
+        {
+            "settings": dataclasses.asdict(settings), "summary": summary, "seeds": dict(done),
+            "unfinished": len(whole) < len(done),
+        },
+    )  # fmt: skip
 
 
 def _finished(out: Path, settings: ArmsSettings) -> dict[str, dict[str, float]]:
@@ -229,7 +276,8 @@ def _finished(out: Path, settings: ArmsSettings) -> dict[str, dict[str, float]]:
     if not file.is_file():
         return {}
     found = json.loads(file.read_text(encoding="utf-8"))
-    if found["settings"] != json.loads(json.dumps(dataclasses.asdict(settings))):
+    asked = json.loads(json.dumps(dataclasses.asdict(settings)))
+    if {**found["settings"], "arms": None} != {**asked, "arms": None}:
         raise ConfigurationError(f"{file} holds a table with other settings; choose another --out, or delete it")
     seeds: dict[str, dict[str, float]] = found["seeds"]
     return seeds
@@ -245,7 +293,7 @@ def summary_of(rows: Sequence[Mapping[str, float]], settings: ArmsSettings) -> d
     if len(rows) < 2:
         return summary
     for arm in settings.arms:
-        for other in {"none", "random", CONTROL.get(arm, "none")} & set(settings.arms) - {arm}:
+        for other in {"none", "random", CONTROL.get(arm, "none"), *CONTROLS.get(arm, ())} & set(settings.arms) - {arm}:
             for key in (k.removeprefix(f"{arm}.") for k in rows[0] if k.startswith(f"{arm}.")):
                 if f"{other}.{key}" in rows[0] and key.endswith(("accuracy", "f1", "auroc")):
                     paired = paired_interval([row[f"{arm}.{key}"] - row[f"{other}.{key}"] for row in rows])
@@ -269,16 +317,23 @@ def arms_table(summary: Mapping[str, float], settings: ArmsSettings, seeds: int)
                 for metric in ("accuracy", "f1", "auroc"):
                     mean, sd = (summary[f"{arm}.{key}.{metric}.{x}"] for x in ("mean", "between_seeds"))
                     cells += f"{mean:>9.3f} ± {sd:.3f}".rjust(16)
-                other = CONTROL.get(arm, "random")
-                paired = [f"{arm}-{other}.{key}.accuracy.{x}" for x in ("mean", "low", "high")]
-                known = all(name in summary for name in paired)
-                tail = "   {:+.3f} ({:+.3f} … {:+.3f})".format(*(summary[name] for name in paired)) if known else ""
-                lines.append(f"{TITLES[arm]:<22}{cells}{tail}")
+                paired = _interval(summary, f"{arm}-{CONTROL.get(arm, 'random')}", key)
+                lines.append(f"{TITLES[arm]:<22}{cells}   {paired}".rstrip())
+            for arm, others in CONTROLS.items():
+                for other in (o for o in others if arm in settings.arms and o in settings.arms and seeds > 1):
+                    lines.append(f"{TITLES[arm]} − {TITLES[other]}: {_interval(summary, f'{arm}-{other}', key)}")
     for arm in (a for a in CONTROL if a in settings.arms):
         starts = tuple(f"{arm}.{what}" for what in ("correlation", "hit", "retention"))
         found = {k[len(arm) + 1 : -5]: v for k, v in summary.items() if k.startswith(starts) and k.endswith(".mean")}
         lines.append(f"\n{TITLES[arm]}: " + "  ".join(f"{k} {v:.3f}" for k, v in found.items()))
     return "\n".join(lines)
+
+
+def _interval(summary: Mapping[str, float], pair: str, key: str) -> str:
+    names = [f"{pair}.{key}.accuracy.{end}" for end in ("mean", "low", "high")]
+    if not all(name in summary for name in names):
+        return ""
+    return "{:+.3f} ({:+.3f} … {:+.3f})".format(*(summary[name] for name in names))
 
 
 def arms_picture(arms: Mapping[str, Arm], test: ImageDataset, side: int = 128) -> Picture:

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from env_helpers import same
 from PIL import Image
 
 import maskaug
 from maskaug.agents.intelligent_masking import IntelligentMaskingSettings
+from maskaug.benchmarks import masking_arms
 from maskaug.benchmarks.demo_intelligent_masking import DEMO, demo
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.masking_arms import (
     ARMS,
+    Arm,
     ArmsSettings,
     arms_table,
     intelligent_masking,
@@ -28,6 +31,7 @@ from maskaug.benchmarks.regret import RegretSettings, regret
 from maskaug.benchmarks.training import all_scores, correlations, own_masks
 from maskaug.cli import intelligent_masking_play, main
 from maskaug.envs.datasets import load_dataset
+from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import load_judge
 from maskaug.envs.masking import cells_to_mask
@@ -146,7 +150,7 @@ def test_every_arm_starts_alike_and_learns_as_often(monkeypatch: pytest.MonkeyPa
     for arm in ARMS:
         left = pretrain_arm(TINY, arm, 0, "cpu")
         updates[arm] = left.judge.version
-        assert (left.masker is None) == (arm in ("none", "autoencoder"))
+        assert (left.masker is None) == (arm in ("none", "autoencoder", "swapped"))
     assert updates == {arm: 0 if arm == "none" else 3 for arm in ARMS}
 
 
@@ -155,6 +159,58 @@ def test_the_arms_hide_what_they_say() -> None:
     assert areas == {"random": 12 / 25, "centre": 12 / 25, "ours": 12 / 25, "mae": 19 / 25}
     patches = {arm: pretrain_arm(TINY, arm, 0, "cpu").spec for arm in ("random_patch", "published")}
     assert {(spec.cells, spec.patch_cells) for spec in patches.values()} == {(4, 2)}
+
+
+def test_swapped_masks_are_those_of_ours_on_the_next_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: dict[int, list[tuple[Any, Any]]] = {}
+    step = MaskVectorEnv.step
+
+    def watched(self: MaskVectorEnv, actions: Any) -> Any:
+        before = self.game.index.tolist()
+        played.setdefault(id(self), []).append((before, np.asarray(torch.as_tensor(actions)).copy()))
+        return step(self, actions)
+
+    monkeypatch.setattr(MaskVectorEnv, "step", watched)
+    ours, swapped = pretrain_arm(TINY, "ours", 0, "cpu"), pretrain_arm(TINY, "swapped", 0, "cpu")
+    own, follower, leader = played.values()
+    assert len(own) == len(follower) == len(leader) == TINY.updates
+    for (a, first), (b, second), (c, third) in zip(own, follower, leader, strict=True):
+        assert a == b == c
+        assert (first == third).all()
+        assert (second == np.roll(first, 1, axis=0)).all()
+    assert any((first != second).any() for (_, first), (_, second) in zip(own, follower, strict=True))
+    assert swapped.judge.version == TINY.updates
+    assert not same(ours.judge.model.state_dict(), swapped.judge.model.state_dict())
+
+
+def test_the_arm_of_local_variance_hides_as_ours_does_but_by_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    images: list[Any] = []
+    step = MaskVectorEnv.step
+
+    def watched(self: MaskVectorEnv, actions: Any) -> Any:
+        images.append(
+            (
+                np.array(self.dataset.images[self.game.index]),
+                np.asarray(torch.as_tensor(actions)).copy().reshape(-1, 5, 5),
+            )
+        )
+        return step(self, actions)
+
+    monkeypatch.setattr(MaskVectorEnv, "step", watched)
+    settings = dataclasses.replace(TINY, updates=200, batch=4)
+    left = pretrain_arm(settings, "variance", 0, "cpu")
+    assert {cells.sum((1, 2)).min() for _, cells in images} == {left.spec.cells}
+
+    def chosen_ranks(part: list[Any]) -> float:
+        ranks = []
+        for pictures_, cells in part:
+            scores = left.masker.scores(pictures_).reshape(len(cells), -1)
+            ranks.append(scores.argsort(1).argsort(1)[cells.reshape(len(cells), -1) > 0].mean())
+        return float(np.mean(ranks))
+
+    # At first at random, mean rank 12 of 25; in the end nearly half of the cells are the most varied ones.
+    assert chosen_ranks(images[:20]) == pytest.approx(12, abs=1)
+    assert chosen_ranks(images[-20:]) > 14
 
 
 def test_what_is_scored_is_the_patch_that_the_agent_plays() -> None:
@@ -213,6 +269,26 @@ def test_a_table_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert figures == {k: v for k, v in two["seeds"][seed].items() if not k.endswith("cpu_s")}
     with pytest.raises(ConfigurationError, match="other settings"):
         intelligent_masking(dataclasses.replace(settings, updates=4), [0], tmp_path / "parts", "cpu", told.append)
+
+
+def test_an_arm_is_added_to_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+    both = dataclasses.replace(TINY, arms=("none", "random", "ours", "swapped"))
+    whole = intelligent_masking(both, [0, 1], tmp_path / "whole", "cpu", told.append)
+    some = dataclasses.replace(TINY, arms=("none", "ours"))
+    intelligent_masking(some, [0, 1], tmp_path / "parts", "cpu", told.append)
+    done: list[str] = []
+
+    def watched(settings: ArmsSettings, arm: str, *more: Any) -> Arm:
+        done.append(arm)
+        return pretrain_arm(settings, arm, *more)
+
+    monkeypatch.setattr(masking_arms, "pretrain_arm", watched)
+    added = intelligent_masking(both, [0, 1], tmp_path / "parts", "cpu", told.append)
+    assert done == ["random", "swapped"] * 2
+    for name in ("random.logistic.6.accuracy.mean", "ours-swapped.logistic.6.accuracy.low"):
+        assert added[name] == whole[name]
+    assert any("Intelligent Masking − the agent's, swapped: " in line for line in told)
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -13,6 +13,7 @@ from maskaug.agents.agent import GridSpec, MaskAgent
 from maskaug.agents.intelligent_masking import PUBLISHED, IntelligentMasking, IntelligentMaskingSettings
 from maskaug.agents.networks import ImaginingQMap, PaperQMap, QMap
 from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.masking import top_cells
 
 
 def bare(patch_cells: int = 2, grid: int = 5, cells: int = 0, seed: int = 0, **settings: Any) -> IntelligentMasking:
@@ -206,6 +207,20 @@ def test_a_run_whose_learning_rate_has_fallen_to_nothing_is_not_gone_on_with() -
     pieces.learn(8).learn(8)
     for a, b in zip(pieces.policy.parameters(), whole.policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_scores_of_others_are_explored_as_its_own_would_be() -> None:
+    agent = bare(0, 5, 12, network="imagining", loss="log")
+    scores = torch.randn(200, 5, 5, generator=torch.Generator().manual_seed(0)) * 1000
+    best = top_cells(scores, 12)
+    kept = [float((agent.explore(scores, p) & best).flatten(1).sum(1).float().mean()) for p in (0, 0.5, 1)]
+    # Of 12 cells, 0, 1 and 5 by their scores; the others at random, of which some are among the best too.
+    assert kept == sorted(kept)
+    assert kept[0] == pytest.approx(12 * 12 / 25, abs=0.4)
+    assert kept[2] == pytest.approx(5 + 7 * 7 / 20, abs=0.4)
+    assert agent.num_timesteps == agent.horizon == 0
+    with pytest.raises(ConfigurationError, match="sets of cells"):
+        bare(2).explore(scores, 0.5)
 
 
 # ---- presets ---------------------------------------------------------------------------------------------------------
