@@ -197,10 +197,15 @@ def test_the_first_learn_sets_the_horizon_and_later_ones_keep_it() -> None:
 
 def test_a_run_whose_learning_rate_has_fallen_to_nothing_is_not_gone_on_with() -> None:
     agent = IntelligentMasking(frozen_env(2), width=8, replay=0)
-    agent.learn(8)
-    with pytest.raises(ConfigurationError, match=r"set agent\.horizon"):
-        agent.learn(8)
-    assert (agent.num_timesteps, agent.horizon) == (8, 8)
+    agent.learn(8, lambda *_: False)
+    # Half of these would be learnt at a rate of 0.
+    for too_many in (7, 14):
+        with pytest.raises(ConfigurationError, match=r"set agent\.horizon"):
+            agent.learn(too_many)
+        assert (agent.num_timesteps, agent.horizon) == (2, 8)
+    agent.learn(6)
+    with pytest.raises(ConfigurationError, match="start a longer one anew"):
+        agent.learn(1)
     pieces = IntelligentMasking(frozen_env(2), width=8, replay=0)
     pieces.horizon = 16
     whole = IntelligentMasking(frozen_env(2), width=8, replay=0).learn(16)
@@ -218,7 +223,11 @@ def test_scores_of_others_are_explored_as_its_own_would_be() -> None:
     assert kept == sorted(kept)
     assert kept[0] == pytest.approx(12 * 12 / 25, abs=0.4)
     assert kept[2] == pytest.approx(5 + 7 * 7 / 20, abs=0.4)
-    assert agent.num_timesteps == agent.horizon == 0
+    agent.horizon = 77
+    agent.explore(scores, 0.5)
+    assert (agent.num_timesteps, agent.horizon) == (0, 77)
+    with pytest.raises(ConfigurationError, match="exploration='epsilon'"):
+        bare(0, 5, 12, exploration="softmax").explore(scores, 0.5)
     with pytest.raises(ConfigurationError, match="sets of cells"):
         bare(2).explore(scores, 0.5)
 
