@@ -38,7 +38,7 @@ TITLES = {
 #: what each learned arm is compared with: random masks of equal area.
 CONTROL = {"ours": "random", "published": "random_patch"}
 #: and with what else.
-CONTROLS = {"ours": ("none", "autoencoder", "variance", "swapped")}
+CONTROLS = {"ours": ("none", "autoencoder", "centre", "variance", "swapped")}
 
 #: keywords of the environment that are not for the user to set.
 _OWN = {

@@ -88,8 +88,11 @@ def intelligent_masking(
     """
     if not seeds:
         raise ConfigurationError("no seeds were given; name at least one")
-    whole_set = dataset_of({**env_keywords(settings.env_id, settings.env), "seed": seeds[0]}, "test")
-    data = {"name": whole_set.name, "source": whole_set.source, "version": __version__}
+    keywords = {**env_keywords(settings.env_id, settings.env), "seed": seeds[0]}
+    train, test = (dataset_of(keywords, split) for split in ("train", "test"))
+    data = {"name": test.name, "source": test.source, "version": __version__}
+    # Every seed draws new synthetic images, and splits the same real ones anew.
+    share = 0.0 if test.source == "synthetic" else len(test) / len(train)
     done, earlier = ({}, ()) if out is None else _finished(out, settings, data)
     # What is there already stays in the table.
     settings = dataclasses.replace(settings, arms=tuple(a for a in ARMS if a in {*settings.arms, *earlier}))
@@ -107,29 +110,23 @@ def intelligent_masking(
         say(f"seed {seed} ({time.perf_counter() - began:.0f} s), {key}: {told}")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            _write(out, settings, data, done)
+            _write(out, settings, data, done, share)
             if len(arms) == len(settings.arms) and any(arm.masker is not None for arm in arms.values()):
                 keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
                 save_picture(str(out / "arms.png"), arms_picture(arms, dataset_of(keywords, "test")))
     rows = [done[str(seed)] for seed in seeds]
-    summary = summary_of(rows, settings, _test_share(settings, seeds[0]))
+    summary = summary_of(rows, settings, share)
     say(arms_table(summary, settings, len(rows)))
     if out is not None:
-        _write(out, settings, data, done)
+        _write(out, settings, data, done, share)
         say(f"wrote {out}/")
     return summary
 
 
-def _test_share(settings: ArmsSettings, seed: int) -> float:
-    # Every seed draws new synthetic images, and splits the same real ones anew.
-    keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
-    train, test = dataset_of(keywords, "train"), dataset_of(keywords, "test")
-    return 0.0 if test.source == "synthetic" else len(test) / len(train)
-
-
-def _write(out: Path, settings: ArmsSettings, data: Mapping[str, str], done: Mapping[str, dict[str, float]]) -> None:
+def _write(
+    out: Path, settings: ArmsSettings, data: Mapping[str, str], done: Mapping[str, dict[str, float]], share: float
+) -> None:
     whole = {seed: row for seed, row in done.items() if all(f"{arm}.cpu_s" in row for arm in settings.arms)}
-    share = _test_share(settings, int(next(iter(whole)))) if whole else 0.0
     write_json(
         out / "results.json",
         {
