@@ -154,6 +154,7 @@ class MaskAgent(ABC):
         if total_timesteps < 1:
             raise ConfigurationError(f"total_timesteps={total_timesteps} must be at least 1")
         self.check_env(self.env)
+        self.check_length(total_timesteps)
         # What an agent does before it plays may count, too.
         goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
         self._begin(total_timesteps)
@@ -180,6 +181,9 @@ class MaskAgent(ABC):
 
     def check_env(self, env: MaskVectorEnv) -> None:  # noqa: B027 (most agents play any environment)
         """Refuse an environment that this agent cannot learn on, before anything starts."""
+
+    def check_length(self, total_timesteps: int) -> None:  # noqa: B027 (most agents have no schedule)
+        """Refuse to learn for so much longer, before anything starts."""
 
     def _begin(self, total_timesteps: int) -> None:  # noqa: B027 (most agents have no schedule)
         """`learn` was called, with arguments and an environment that will do."""

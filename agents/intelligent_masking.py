@@ -234,13 +234,17 @@ class IntelligentMasking(MaskAgent):
                 f"not {env.game.objective!r}"
             )
 
-    def _begin(self, total_timesteps: int) -> None:
-        if self.horizon and self.num_timesteps >= self.horizon and self.settings.schedule == "linear":
+    def check_length(self, total_timesteps: int) -> None:
+        """See `MaskAgent.check_length`: the learning rate falls to 0 at `horizon`."""
+        if self.horizon and self.num_timesteps + total_timesteps > self.horizon and self.settings.schedule == "linear":
             raise ConfigurationError(
-                f"this agent's run of {self.horizon} timesteps is over, and its learning rate has fallen to 0; to "
-                "learn in pieces, set agent.horizon to the length of all of them before the first, or use "
-                "schedule='constant'"
+                f"this run is {self.horizon} timesteps long, its learning rate falls to 0 by then, and "
+                f"{self.num_timesteps} + {total_timesteps} are more: start a longer one anew, or use "
+                "schedule='constant'; to learn in pieces, set agent.horizon to the length of all of them before the "
+                "first"
             )
+
+    def _begin(self, total_timesteps: int) -> None:
         if self.horizon == 0:
             self.horizon = self.num_timesteps + total_timesteps
 
@@ -250,6 +254,29 @@ class IntelligentMasking(MaskAgent):
         return min(1.0, self.num_timesteps / self.horizon) if self.horizon else 1.0
 
     # ---- step 1: what to hide ------------------------------------------------------------------------------------
+
+    def explore(self, scores: Tensor, progress: float) -> Tensor:
+        """Cells as this agent would hide them at `progress`, 0 to 1, of a run, if these were its Q: for comparisons.
+
+        Args:
+            scores: (N, g, g) float, higher = rather hidden. Sets of cells only.
+            progress: how much of the run is over.
+
+        Returns:
+            (N, g, g) bool.
+        """
+        if self.spec.patch_cells or self.num_timesteps or self.settings.exploration == "softmax":
+            raise ConfigurationError(
+                "explore() is for an agent that hides sets of cells and has not learnt itself, and knows no scale: use "
+                "exploration='epsilon'"
+            )
+        horizon = self.horizon
+        self.horizon, self.num_timesteps = 1_000_000, round(1_000_000 * progress)
+        try:
+            # Ranks, so that any scale will do; from 0 to 1, which every loss takes for a value.
+            return self._choose((self._ranks(scores) / self.spec.grid**2)[:, None].to(self.device))
+        finally:
+            self.horizon, self.num_timesteps = horizon, 0
 
     def _choose(self, q: Tensor) -> Tensor:
         """Q-maps (N, R, g, g) → actions, drawn as far as the run has come: corners (N,), or cells (N, g, g) bool."""
@@ -412,7 +439,7 @@ class IntelligentMasking(MaskAgent):
         if self.settings.schedule == "linear":
             factor = min(1.0, 2 * (1 - self.progress))
         elif self.settings.schedule == "published":
-            factor = 0.33 ** min(2, int(3 * self.progress))
+            factor = published_factor(self.progress)
             env.game.reward_model.scale_lr(factor)
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * factor
@@ -431,3 +458,12 @@ class IntelligentMasking(MaskAgent):
         self.optimiser.load_state_dict(state["optimiser"])
         self._scale, self.horizon = state["scale"], state["horizon"]
         self._replay.load_state(state["replay"])
+
+
+def published_factor(progress: float) -> float:
+    """The paper's schedule of both learning rates: times 0.33 after one and two thirds of the run.
+
+    >>> [round(published_factor(p), 4) for p in (0.0, 0.3, 0.4, 0.7, 1.0)]
+    [1.0, 1.0, 0.33, 0.1089, 0.1089]
+    """
+    return float(0.33 ** min(2, int(3 * progress)))

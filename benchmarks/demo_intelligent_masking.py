@@ -11,7 +11,8 @@ import argparse
 import time
 from pathlib import Path
 
-from maskaug.benchmarks.masking_arms import ArmsSettings, intelligent_masking
+from maskaug.benchmarks.arms import ArmsSettings
+from maskaug.benchmarks.masking_arms import intelligent_masking
 
 DEMO = ArmsSettings(
     "MaskAug-Synthetic-v0",

@@ -18,6 +18,7 @@ from maskaug.benchmarks.training import (
     dataset_of,
     env_keywords,
     heading_of,
+    played,
     report_on,
 )
 from maskaug.envs.errors import ConfigurationError
@@ -33,9 +34,7 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
     config = read_config(run)
     asked = config["asked"]
     keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
-    dataset, train_set = dataset_of(keywords, split), dataset_of(keywords)
-    if (only := keywords.get("only_class")) is not None and train_set.labels is not None:
-        train_set = train_set.subset(train_set.labels == train_set.class_names.index(only))
+    dataset, train_set = (played(dataset_of(keywords, part), keywords) for part in (split, None))
     if train_set.source != config["resolved"]["data"]["source"]:
         raise ConfigurationError(
             f"{run} was trained on {config['resolved']['data']['name']}, but {train_set.name} is what is found now; "

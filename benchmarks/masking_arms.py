@@ -1,11 +1,4 @@
-"""Does Intelligent Masking help? Encoders pre-trained by different masks, read out with few labels.
-
-`maskaug bench intelligent-masking`. One seed = one draw (or split by group) of the data and one first set of weights;
-every arm pre-trains the same reconstructor on the training split for the same number of updates of the same size, and
-is read out on the same labelled draws. Equal hidden area: "ours" beside "random" and "centre", "published" beside
-"random_patch", the last two in the paper's own game; "mae" hides 75 %, as masked autoencoders do. "autoencoder" hides
-nothing and reconstructs what it sees: if it does as well, it was not the hiding that helped.
-"""
+"""`maskaug bench intelligent-masking`: the arms of `maskaug.benchmarks.arms` over seeds, read out with few labels."""
 
 from __future__ import annotations
 
@@ -14,136 +7,38 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from maskaug.agents.agent import GridSpec
-from maskaug.agents.heuristics import FixedMask, LocalVariance, RandomMasks
-from maskaug.agents.intelligent_masking import IntelligentMasking
+from maskaug._version import __version__
+from maskaug.agents.heuristics import LocalVariance
+from maskaug.benchmarks.arms import ARMS, CONTROL, Arm, ArmsSettings, pretrain_arm
+from maskaug.benchmarks.arms_table import arms_picture, arms_table, summary_of
 from maskaug.benchmarks.downstream import downstream, summarise
 from maskaug.benchmarks.errors import rank_correlation, true_errors
-from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.masks import control_masks, hits, retentions
-from maskaug.benchmarks.pictures import reconstruction_rows
 from maskaug.benchmarks.readouts import DownstreamSettings
 from maskaug.benchmarks.training import all_scores, dataset_of, env_keywords, own_masks
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
-from maskaug.envs.judges import make_judge
-from maskaug.envs.masking import cells_to_mask
 from maskaug.envs.reconstructors import reestimate_statistics
-from maskaug.envs.rendering import Picture, label, save_picture, sheet
-from maskaug.envs.rewards import ReconstructionReward
-
-ARMS = ("none", "autoencoder", "random", "centre", "mae", "ours", "random_patch", "published")
-TITLES = {
-    "none": "no pre-training", "autoencoder": "nothing hidden", "random": "random cells", "centre": "centre",
-    "mae": "random cells, 75 %",
-    "ours": "Intelligent Masking", "random_patch": "random patch", "published": "as published",
-}  # fmt: skip
-#: what each learned arm is compared with: random masks of equal area.
-CONTROL = {"ours": "random", "published": "random_patch"}
+from maskaug.envs.rendering import save_picture
 
 
-@dataclasses.dataclass(frozen=True)
-class ArmsSettings:
-    """One setting of the benchmark; every field is written into its results.
+def one_seed(
+    settings: ArmsSettings, seed: int, device: str = "auto", done: Mapping[str, float] | None = None
+) -> tuple[dict[str, float], dict[str, Arm]]:
+    """(flat figures, the arms) of one seed: "<arm>.<read-out>.<budget>.<metric>", and what the learned masks hit.
 
-    Attributes:
-        env_id: whose images.
-        env: keywords of the environment (data, grid, judge_lr, fill, …).
-        area: share hidden by "random", "centre" and "ours".
-        updates: of the reconstructor, in every arm.
-        batch: images each.
-        arms: of `ARMS`.
-        budgets: numbers of labels; None: all.
-        draws: of labels, for each budget.
-        readouts: "paper", "logistic".
-        agent: settings of "ours".
+    Arms that are in `done`, what an earlier call gave, are not done again.
     """
-
-    env_id: str
-    env: Mapping[str, Any]
-    area: float = 0.5
-    updates: int = 400
-    batch: int = 32
-    arms: tuple[str, ...] = ARMS
-    budgets: tuple[int | None, ...] = (10, 50, 100, None)
-    draws: int = 5
-    readouts: tuple[str, ...] = ("paper", "logistic")
-    agent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.arms) - set(ARMS))
-        if unknown or not self.arms:
-            raise ConfigurationError(f"arms {', '.join(unknown) or '()'} are unknown; use some of {ARMS}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """What one arm left.
-
-    Attributes:
-        judge: the pre-trained reconstructor.
-        masker: what chose the masks; has `scores` and `predict`; None for "none".
-        spec: the game it was chosen in.
-        fill: what hidden pixels became in it.
-        cpu_s: of its pre-training.
-    """
-
-    judge: ReconstructionReward
-    masker: Any
-    spec: GridSpec
-    fill: str
-    cpu_s: float
-
-
-def pretrain_arm(settings: ArmsSettings, arm: str, seed: int, device: str = "auto") -> Arm:
-    """Pre-train one arm's reconstructor; every arm starts from the same weights and sees the images in one order."""
-    play = {**env_keywords(settings.env_id, settings.env), "objective": "reconstruction"}
-    game: dict[str, Any] = {"action": "grid", "area": 0.75 if arm == "mae" else settings.area}
-    if arm == "autoencoder":
-        game["visible_weight"] = 1.0
-    if arm in ("random_patch", "published"):
-        game = {"action": "patch", "fill": "zero", "visible_weight": None, "judge_lr": None}
-    judge = make_judge("small", play.get("channels", 1), None, seed)
-    env = MaskVectorEnv(
-        settings.batch,
-        **{**play, **game, "seed": seed, "device": device, "reward_model": judge, "judge_batch": settings.batch},
-    )
-    rule = env.game.rule
-    spec = GridSpec(env.dataset.shape, rule.grid, rule.cells, rule.patch_cells)
-    reward = env.game.reward_model
-    assert isinstance(reward, ReconstructionReward)
-    began = time.process_time()
-    masker: Any = None
-    if arm in ("ours", "published"):
-        own = settings.agent if arm == "ours" else {"mode": "published", "network": "plain"}
-        masker = IntelligentMasking(env, seed=seed, device=device, **own)
-        masker.learn(settings.updates * settings.batch)
-    elif arm == "autoencoder":
-        env.reset(seed=seed)
-        for _ in range(settings.updates):
-            env.step(np.zeros((settings.batch, rule.grid**2), np.int8))
-    elif arm != "none":
-        masker = FixedMask.centre(spec) if arm == "centre" else RandomMasks(spec, seed)
-        observation, _ = env.reset(seed=seed)
-        for _ in range(settings.updates):
-            observation, *_ = env.step(masker.predict(observation)[0])
-    return Arm(reward, masker, spec, env.game.fill, time.process_time() - began)
-
-
-def one_seed(settings: ArmsSettings, seed: int, device: str = "auto") -> tuple[dict[str, float], dict[str, Arm]]:
-    """(flat figures, the arms) of one seed: "<arm>.<read-out>.<budget>.<metric>", and what the learned masks hit."""
     keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
     train, val, test = (dataset_of(keywords, split) for split in ("train", "val", "test"))
     reading = DownstreamSettings(budgets=settings.budgets, draws=settings.draws, readouts=settings.readouts, seed=seed)
-    figures: dict[str, float] = {}
+    figures = dict(done or {})
     arms: dict[str, Arm] = {}
-    for name in settings.arms:
+    for name in (arm for arm in settings.arms if f"{arm}.cpu_s" not in figures):
         arms[name] = arm = pretrain_arm(settings, name, seed, device)
         encoder = arm.judge.model.encoder()  # type: ignore[operator]
         # What training saw has hidden parts; so that "none" has statistics at all, too.
@@ -186,115 +81,77 @@ def intelligent_masking(
     Args:
         settings: what is run.
         seeds: which.
-        out: a folder for results.json and arms.png (of the last seed). Seeds that it holds already are not done again.
+        out: a folder for results.json and arms.png (of the last seed). What it holds already, seeds or single arms, is
+            not done again.
         device: where everything runs.
         say: where lines for people go.
     """
-    done = {} if out is None else _finished(out, settings)
+    if not seeds:
+        raise ConfigurationError("no seeds were given; name at least one")
+    keywords = {**env_keywords(settings.env_id, settings.env), "seed": seeds[0]}
+    train, test = (dataset_of(keywords, split) for split in ("train", "test"))
+    data = {"name": test.name, "source": test.source, "version": __version__}
+    # Every seed draws new synthetic images, and splits the same real ones anew.
+    share = 0.0 if test.source == "synthetic" else len(test) / len(train)
+    done, earlier = ({}, ()) if out is None else _finished(out, settings, data)
+    # What is there already stays in the table.
+    settings = dataclasses.replace(settings, arms=tuple(a for a in ARMS if a in {*settings.arms, *earlier}))
     arms: dict[str, Arm] = {}
+    say(f"{data['name']} ({data['source']})")
     for seed in seeds:
-        if str(seed) in done:
+        found = done.get(str(seed), {})
+        if all(f"{arm}.cpu_s" in found for arm in settings.arms):
             say(f"seed {seed}: found in {out}/results.json")
             continue
         began = time.perf_counter()
-        done[str(seed)], arms = one_seed(settings, seed, device)
+        done[str(seed)], arms = one_seed(settings, seed, device, found)
         key = _headline(settings)
         told = "  ".join(f"{name} {done[str(seed)][f'{name}.{key}']:.3f}" for name in settings.arms)
         say(f"seed {seed} ({time.perf_counter() - began:.0f} s), {key}: {told}")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            _write(out, settings, done, unfinished=any(str(s) not in done for s in seeds))
-            keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
-            save_picture(str(out / "arms.png"), arms_picture(arms, dataset_of(keywords, "test")))
+            _write(out, settings, data, done, share)
+            if len(arms) == len(settings.arms) and any(arm.masker is not None for arm in arms.values()):
+                keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
+                save_picture(str(out / "arms.png"), arms_picture(arms, dataset_of(keywords, "test")))
     rows = [done[str(seed)] for seed in seeds]
-    summary = summary_of(rows, settings)
+    summary = summary_of(rows, settings, share)
     say(arms_table(summary, settings, len(rows)))
     if out is not None:
-        _write(out, settings, done, unfinished=False)
+        _write(out, settings, data, done, share)
         say(f"wrote {out}/")
     return summary
 
 
-def _write(out: Path, settings: ArmsSettings, done: Mapping[str, dict[str, float]], *, unfinished: bool) -> None:
-    summary = summary_of(list(done.values()), settings)
+def _write(
+    out: Path, settings: ArmsSettings, data: Mapping[str, str], done: Mapping[str, dict[str, float]], share: float
+) -> None:
+    whole = {seed: row for seed, row in done.items() if all(f"{arm}.cpu_s" in row for arm in settings.arms)}
     write_json(
         out / "results.json",
-        {"settings": dataclasses.asdict(settings), "summary": summary, "seeds": dict(done), "unfinished": unfinished},
-    )
+        {
+            "data": dict(data), "settings": dataclasses.asdict(settings),
+            "summary": summary_of(list(whole.values()), settings, share), "seeds": dict(done),
+            "unfinished": len(whole) < len(done),
+        },
+    )  # fmt: skip
 
 
-def _finished(out: Path, settings: ArmsSettings) -> dict[str, dict[str, float]]:
-    # A long table is made in several sittings: what is there already, with the same settings, is not done again.
+def _finished(
+    out: Path, settings: ArmsSettings, data: Mapping[str, str]
+) -> tuple[dict[str, dict[str, float]], tuple[str, ...]]:
+    # (seeds, arms): a long table is made in several sittings, and what is there already, with the same settings and
+    # data and by the same version, is not done again.
     file = out / "results.json"
     if not file.is_file():
-        return {}
+        return {}, ()
     found = json.loads(file.read_text(encoding="utf-8"))
-    if found["settings"] != json.loads(json.dumps(dataclasses.asdict(settings))):
-        raise ConfigurationError(f"{file} holds a table with other settings; choose another --out, or delete it")
-    seeds: dict[str, dict[str, float]] = found["seeds"]
-    return seeds
-
-
-def summary_of(rows: Sequence[Mapping[str, float]], settings: ArmsSettings) -> dict[str, float]:
-    """Mean and SD over seeds of every figure, and each arm's paired differences with their 95 % intervals."""
-    summary: dict[str, float] = {"seeds": float(len(rows))}
-    for key in rows[0]:
-        values = [row[key] for row in rows]
-        summary[f"{key}.mean"] = float(np.mean(values))
-        summary[f"{key}.between_seeds"] = float(np.std(values, ddof=1)) if len(rows) > 1 else 0.0
-    if len(rows) < 2:
-        return summary
-    for arm in settings.arms:
-        for other in {"none", "random", CONTROL.get(arm, "none")} & set(settings.arms) - {arm}:
-            for key in (k.removeprefix(f"{arm}.") for k in rows[0] if k.startswith(f"{arm}.")):
-                if f"{other}.{key}" in rows[0] and key.endswith(("accuracy", "f1", "auroc")):
-                    paired = paired_interval([row[f"{arm}.{key}"] - row[f"{other}.{key}"] for row in rows])
-                    for end, value in zip(("mean", "low", "high"), paired, strict=True):
-                        summary[f"{arm}-{other}.{key}.{end}"] = value
-    return summary
-
-
-def arms_table(summary: Mapping[str, float], settings: ArmsSettings, seeds: int) -> str:
-    """A table for the terminal: every arm at every budget, and its difference to random masks of equal area."""
-    lines = []
-    for readout in settings.readouts:
-        for budget in settings.budgets:
-            key = f"{readout}.{budget or 'all'}"
-            lines.append(
-                f"\n{readout}, {budget or 'all'} labels, {settings.updates} updates, {seeds} seeds"
-                f"\n{'':<22}{'accuracy':>16}{'macro-F1':>16}{'macro-AUROC':>16}   accuracy − random of equal area"
-            )
-            for arm in settings.arms:
-                cells = ""
-                for metric in ("accuracy", "f1", "auroc"):
-                    mean, sd = (summary[f"{arm}.{key}.{metric}.{x}"] for x in ("mean", "between_seeds"))
-                    cells += f"{mean:>9.3f} ± {sd:.3f}".rjust(16)
-                other = CONTROL.get(arm, "random")
-                paired = [f"{arm}-{other}.{key}.accuracy.{x}" for x in ("mean", "low", "high")]
-                known = all(name in summary for name in paired)
-                tail = "   {:+.3f} ({:+.3f} … {:+.3f})".format(*(summary[name] for name in paired)) if known else ""
-                lines.append(f"{TITLES[arm]:<22}{cells}{tail}")
-    for arm in (a for a in CONTROL if a in settings.arms):
-        starts = tuple(f"{arm}.{what}" for what in ("correlation", "hit", "retention"))
-        found = {k[len(arm) + 1 : -5]: v for k, v in summary.items() if k.startswith(starts) and k.endswith(".mean")}
-        lines.append(f"\n{TITLES[arm]}: " + "  ".join(f"{k} {v:.3f}" for k, v in found.items()))
-    return "\n".join(lines)
-
-
-def arms_picture(arms: Mapping[str, Arm], test: ImageDataset, side: int = 128) -> Picture:
-    """One held-out image per arm: image · Q-map · what was hidden · hidden image · what came back."""
-    shown = test.with_region() if test.regions is not None and test.regions.any() else test
-    one = shown.subset([len(shown) // 2])
-    rows = []
-    for name, arm in arms.items():
-        if arm.masker is None:
-            continue
-        cells = arm.spec.cells_of(arm.masker.predict(np.array(one.images), deterministic=True)[0])
-        scores = arm.masker.scores(np.array(one.images)) if name in CONTROL else None
-        masks = cells_to_mask(cells, *one.shape[1:])
-        (row,) = reconstruction_rows(one, scores, masks, arm.judge, arm.fill, side)
-        rows.append([label(row[0], TITLES[name]), *(label(panel, "") for panel in row[1:])])
-    return sheet(rows, ["image", "Q-map", "what was hidden", "hidden image", "what came back"])
+    asked = json.loads(json.dumps(dataclasses.asdict(settings)))
+    if {**found["settings"], "arms": None} != {**asked, "arms": None} or found.get("data") != data:
+        raise ConfigurationError(
+            f"{file} holds a table with other settings, data or version; choose another --out, or delete it"
+        )
+    return found["seeds"], tuple(found["settings"]["arms"])
 
 
 def _headline(settings: ArmsSettings) -> str:

@@ -20,6 +20,7 @@ from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.environment import MaskVectorEnv
+from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
 from maskaug.envs.judges import make_judge
 
@@ -90,6 +91,8 @@ def regret(
         out: a JSON file to write.
         say: where lines for people go.
     """
+    if seeds < 1:
+        raise ConfigurationError(f"seeds={seeds} must be at least 1")
     rows = []
     for seed in range(seeds):
         rows.append(one_seed(settings, seed))

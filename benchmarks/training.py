@@ -58,6 +58,14 @@ def dataset_of(keywords: Mapping[str, Any], split: str | None = None) -> ImageDa
         return load_dataset(name, **chosen)
 
 
+def played(dataset: ImageDataset, keywords: Mapping[str, Any]) -> ImageDataset:
+    """The images of `dataset` that an environment with these keywords plays: those of `only_class`, or all."""
+    only = keywords.get("only_class")
+    if only is None or dataset.labels is None:
+        return dataset
+    return dataset.subset(dataset.labels == dataset.class_names.index(only))
+
+
 def train(
     agent_name: str,
     env_id: str,
@@ -114,7 +122,7 @@ def train(
     agent.check_env(vector)
     train_set, check_set = (
         game.dataset,
-        dataset_of(keywords, "val" if keywords.get("split", "train") == "train" else None),
+        played(dataset_of(keywords, "val" if keywords.get("split", "train") == "train" else None), keywords),
     )
     if len(check_set) < 2:
         raise ConfigurationError(
@@ -125,6 +133,8 @@ def train(
     if checkpoint is not None:
         agent.load_checkpoint(checkpoint)
         say(f"continuing {out} at {agent.num_timesteps} timesteps")
+    if agent.num_timesteps < total_timesteps:
+        agent.check_length(total_timesteps - agent.num_timesteps)
     folder.start(
         {
             "data": {"name": train_set.name, "source": train_set.source, "split": train_set.split,
@@ -162,7 +172,8 @@ def train(
         agent.save_checkpoint(folder.checkpoint_path(agent.num_timesteps))
         folder.tidy()
     agent.save(out / MASKER)
-    save_judge(out / JUDGE, game.reward_model.model)
+    # Whoever judges with it later must know which images it has seen.
+    save_judge(out / JUDGE, game.reward_model.model, data=train_set.name, digest=train_set.digest, seed=seed)
     if isinstance(game.reward_model.model, SmallContextEncoder | ContextEncoder):
         save_encoder(out / ENCODER, game.reward_model.model, train_set.images)
     report = report_on(agent, check_set, train_set, game.reward_model, game.fill)

@@ -459,11 +459,14 @@ class MaskGame:
         }
 
     def _played(self) -> dict[str, Any]:
-        # What a state is only true for; the judge and the action rule refuse what does not fit them by themselves.
+        # What a state is only true for.
+        judge = self.reward_model
         return {
             "objective": self.objective, "joint": self.joint, "fill": self.fill, "repeat": self.repeat,
-            "steps": self.steps, "action": self.rule.kind,
-            "judge_batch": self.judge_batch, "area": self.rule.area, "area_price": self.rule.price,
+            "steps": self.steps, "judge_batch": self.judge_batch, "action": self.rule.kind, "grid": self.rule.grid,
+            "patch_cells": self.rule.patch_cells, "area": self.rule.area, "area_price": self.rule.price,
+            "reward_model": type(judge.model).__name__, "judge_lr": judge.lr if self.joint else None,
+            "visible_weight": judge.visible_weight if isinstance(judge, ReconstructionReward) else None,
         }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -474,7 +477,7 @@ class MaskGame:
                 "same data, split, image_size and num_envs"
             )
         for name, here in self._played().items():
-            if (there := state["played"][name]) != here:
+            if (there := state.get("played", {}).get(name)) != here:
                 raise ConfigurationError(
                     f"this checkpoint was written with {name}={there!r}, and this environment has {name}={here!r}; "
                     "make it with the same keywords"

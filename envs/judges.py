@@ -21,13 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from maskaug.envs.densenet import DenseNet169
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.networks import SmallClassifier, seeded_weights
 from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder, reestimate_statistics
 
 #: name → a classifier, called as Network(in_channels=, classes=).
-JUDGES: dict[str, type[nn.Module]] = {"small": SmallClassifier}
+JUDGES: dict[str, type[nn.Module]] = {"small": SmallClassifier, "densenet169": DenseNet169}
 #: name → a reconstruction network, called as Network(in_channels=).
 RECONSTRUCTORS: dict[str, type[nn.Module]] = {"small": SmallContextEncoder, "context_encoder": ContextEncoder}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
-from maskaug.options import APGAOptions, EnvOptions, IntelligentMaskingOptions, Readout, Split
+from maskaug.options import APGAOptions, Arm, EnvOptions, IntelligentMaskingOptions, Readout, Split
 
 
 def train_apga(
@@ -107,7 +107,9 @@ def intelligent_masking_play(settings: Mapping[str, Any], env: Mapping[str, Any]
         return play
     play = {"objective": "reconstruction", "action": "patch", "patch_cells": 2}
     if settings.get("network", "paper") == "paper":
-        play |= {"image_size": 288, "grid": 9, "reward_model": "context_encoder", "judge_batch": 16}
+        play |= {"image_size": 288, "grid": 9}
+        if env.get("joint") is not False:
+            play |= {"reward_model": "context_encoder", "judge_batch": 16}
     return play
 
 
@@ -116,9 +118,9 @@ def evaluate(
     split: Split = "test",
     device: str = "auto",
     downstream: bool = False,
-    budgets: tuple[int, ...] = (10, 50, 100),
-    draws: int = 5,
-    readouts: tuple[Readout, ...] = ("paper", "logistic"),
+    budgets: tuple[int, ...] | None = None,
+    draws: int | None = None,
+    readouts: tuple[Readout, ...] | None = None,
 ) -> None:
     """Score a trained masker with its controls at the same area; adds to the run's results.json, redraws masks.png.
 
@@ -128,17 +130,21 @@ def evaluate(
         device: auto, cpu, cuda, …
         downstream: read the pre-trained encoder out with few labels too, beside one that was not pre-trained; always on
             the test split.
-        budgets: numbers of labels; all labels are read out besides.
-        draws: how often the labels are drawn.
-        readouts: paper (its small network on the feature maps: minutes on a CPU), logistic (seconds), or both.
+        budgets: numbers of labels, 10 50 100 if left out; all labels are read out besides.
+        draws: how often the labels are drawn; 5 if left out.
+        readouts: paper (its small network on the feature maps: minutes on a CPU), logistic (seconds); both if left out.
     """
     from maskaug.benchmarks.evaluation import evaluate as evaluate_run
+    from maskaug.envs.errors import ConfigurationError
 
-    evaluate_run(run, split, device)
+    given = {k: v for k, v in {"budgets": budgets, "draws": draws, "readouts": readouts}.items() if v is not None}
     if downstream:
         from maskaug.benchmarks.evaluation import evaluate_downstream
 
-        evaluate_downstream(run, device, budgets=budgets, draws=draws, readouts=readouts)
+        evaluate_downstream(run, device, **given)  # type: ignore[arg-type]
+    elif given:
+        raise ConfigurationError(f"{', '.join(given)} would do nothing without --downstream; add it, or leave them out")
+    evaluate_run(run, split, device)
 
 
 def pretrain(
@@ -228,7 +234,7 @@ def bench_regret(
     split: Split = "test",
     out: Path | None = None,
     env_id: str = "MaskAug-Synthetic-v0",
-    env: EnvOptions = EnvOptions(kind="ultrasound", n=3000),
+    env: EnvOptions = EnvOptions(),
     agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
 ) -> None:
     """How near Intelligent Masking comes to the best patch: a frozen reconstructor, every patch of every image judged.
@@ -240,14 +246,14 @@ def bench_regret(
         num_envs: images a batch.
         split: the images that are scored.
         out: a JSON file for every figure of every seed.
-        env_id: whose images.
+        env_id: whose images; on built-in ones, 3 000 of ultrasound unless --env.… says otherwise.
         env: the environment.
         agent: the agent.
     """
     from maskaug.benchmarks.regret import RegretSettings, regret
 
     settings = RegretSettings(
-        env_id, env.given(), judge_updates, timesteps=total_timesteps, num_envs=num_envs, split=split,
+        env_id, pictures_of(env_id, env), judge_updates, timesteps=total_timesteps, num_envs=num_envs, split=split,
         agent=agent.given(),
     )  # fmt: skip
     regret(settings, seeds, out)
@@ -259,7 +265,7 @@ def bench_intelligent_masking(
     updates: int = 400,
     batch: int = 32,
     area: float = 0.5,
-    arms: tuple[str, ...] = ("none", "autoencoder", "random", "centre", "mae", "ours", "random_patch", "published"),
+    arms: tuple[Arm, ...] = get_args(Arm),
     budgets: tuple[int, ...] = (10, 50, 100, 0),
     draws: int = 5,
     readouts: tuple[Readout, ...] = ("paper", "logistic"),
@@ -275,8 +281,8 @@ def bench_intelligent_masking(
         seeds: each draws or splits the data anew.
         updates: of every arm's reconstructor.
         batch: images each.
-        area: share hidden by random cells, centre and Intelligent Masking.
-        arms: which arms.
+        area: share hidden by all arms but mae, none, autoencoder and those of one patch.
+        arms: which arms; what --out holds of others stays in the table.
         budgets: numbers of labels; 0: all of them.
         draws: how often the labels are drawn.
         readouts: paper (its small network on the feature maps), logistic (regression on pooled features), or both.
@@ -285,15 +291,20 @@ def bench_intelligent_masking(
         env: the environment.
         agent: settings of Intelligent Masking.
     """
-    from maskaug.benchmarks.masking_arms import ArmsSettings, intelligent_masking
+    from maskaug.benchmarks.arms import ArmsSettings
+    from maskaug.benchmarks.masking_arms import intelligent_masking
 
-    play = env.given()
-    if env_id == "MaskAug-Synthetic-v0":
-        play = {"kind": "ultrasound", "n": 3000, **play}
     settings = ArmsSettings(
-        env_id, play, area, updates, batch, arms, tuple(b or None for b in budgets), draws, readouts, agent.given()
-    )
+        env_id, pictures_of(env_id, env), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
+        readouts, agent.given(),
+    )  # fmt: skip
     intelligent_masking(settings, seeds, out, device)
+
+
+def pictures_of(env_id: str, env: EnvOptions) -> dict[str, Any]:
+    """The environment's keywords of the benchmarks of Intelligent Masking: on built-in images, 3 000 of ultrasound."""
+    built_in = {"kind": "ultrasound", "n": 3000} if env_id == "MaskAug-Synthetic-v0" else {}
+    return {**built_in, **env.given()}
 
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 Split = Literal["train", "val", "test", "all"]
 Readout = Literal["paper", "logistic"]
+Arm = Literal[
+    "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published"
+]
 
 
 class Options:

@@ -13,6 +13,7 @@ from maskaug.agents.agent import GridSpec, MaskAgent
 from maskaug.agents.intelligent_masking import PUBLISHED, IntelligentMasking, IntelligentMaskingSettings
 from maskaug.agents.networks import ImaginingQMap, PaperQMap, QMap
 from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.masking import top_cells
 
 
 def bare(patch_cells: int = 2, grid: int = 5, cells: int = 0, seed: int = 0, **settings: Any) -> IntelligentMasking:
@@ -196,16 +197,39 @@ def test_the_first_learn_sets_the_horizon_and_later_ones_keep_it() -> None:
 
 def test_a_run_whose_learning_rate_has_fallen_to_nothing_is_not_gone_on_with() -> None:
     agent = IntelligentMasking(frozen_env(2), width=8, replay=0)
-    agent.learn(8)
-    with pytest.raises(ConfigurationError, match=r"set agent\.horizon"):
-        agent.learn(8)
-    assert (agent.num_timesteps, agent.horizon) == (8, 8)
+    agent.learn(8, lambda *_: False)
+    # Half of these would be learnt at a rate of 0.
+    for too_many in (7, 14):
+        with pytest.raises(ConfigurationError, match=r"set agent\.horizon"):
+            agent.learn(too_many)
+        assert (agent.num_timesteps, agent.horizon) == (2, 8)
+    agent.learn(6)
+    with pytest.raises(ConfigurationError, match="start a longer one anew"):
+        agent.learn(1)
     pieces = IntelligentMasking(frozen_env(2), width=8, replay=0)
     pieces.horizon = 16
     whole = IntelligentMasking(frozen_env(2), width=8, replay=0).learn(16)
     pieces.learn(8).learn(8)
     for a, b in zip(pieces.policy.parameters(), whole.policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_scores_of_others_are_explored_as_its_own_would_be() -> None:
+    agent = bare(0, 5, 12, network="imagining", loss="log")
+    scores = torch.randn(200, 5, 5, generator=torch.Generator().manual_seed(0)) * 1000
+    best = top_cells(scores, 12)
+    kept = [float((agent.explore(scores, p) & best).flatten(1).sum(1).float().mean()) for p in (0, 0.5, 1)]
+    # Of 12 cells, 0, 1 and 5 by their scores; the others at random, of which some are among the best too.
+    assert kept == sorted(kept)
+    assert kept[0] == pytest.approx(12 * 12 / 25, abs=0.4)
+    assert kept[2] == pytest.approx(5 + 7 * 7 / 20, abs=0.4)
+    agent.horizon = 77
+    agent.explore(scores, 0.5)
+    assert (agent.num_timesteps, agent.horizon) == (0, 77)
+    with pytest.raises(ConfigurationError, match="exploration='epsilon'"):
+        bare(0, 5, 12, exploration="softmax").explore(scores, 0.5)
+    with pytest.raises(ConfigurationError, match="sets of cells"):
+        bare(2).explore(scores, 0.5)
 
 
 # ---- presets ---------------------------------------------------------------------------------------------------------

@@ -274,7 +274,17 @@ def test_a_state_goes_only_into_the_same_game() -> None:
     env = MaskVectorEnv(2, **play)
     env.reset(seed=0)
     state = env.game.state()
-    others: list[Game] = [{"fill": "mean"}, {"area": 0.3}, {"area_price": 3.0}, {"repeat": 2}, {"judge_batch": 8}]
+    others: list[Game] = [
+        {"grid": 4},
+        {"visible_weight": 1.0},
+        {"judge_lr": 0.1},
+        {"action": "patch"},
+        {"fill": "mean"},
+        {"area": 0.3},
+        {"area_price": 3.0},
+        {"repeat": 2},
+        {"judge_batch": 8},
+    ]
     for other in [
         *others,
         {"joint": False, "judge_batch": None, "reward_model": env.game.reward_model.model},
