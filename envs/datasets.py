@@ -1,7 +1,7 @@
 """`ImageDataset`, its splits, and the registry that turns a name into one.
 
-A loader reads a whole data set; `load_dataset` splits it by group, so that no patient and no near-duplicate stands on
-both sides of a split. Labels, regions and groups never enter an observation.
+A loader reads a whole data set; `load_dataset` splits it as its publishers did, or by group, so that no patient and no
+near-duplicate stands on both sides of a split. Labels, regions and groups never enter an observation.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.splits import crossing_groups, deal_groups
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)
@@ -42,6 +43,9 @@ class ImageDataset:
         source: "synthetic", or the data set's own name when the pixels are real.
         licence: under which terms the images may be used.
         citation: what to cite.
+        studies: (N,) int64; images of one study, which doctors judge together, share a number. None if unknown.
+        official: (N,) int64, the place in `SPLITS` of the part that each image belongs to by the data set's own
+            division; None: it has none, and is split by group.
     """
 
     name: str
@@ -55,6 +59,8 @@ class ImageDataset:
     source: str = "user"
     licence: str = "unknown"
     citation: str = ""
+    studies: npt.NDArray[np.int64] | None = None
+    official: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -67,10 +73,11 @@ class ImageDataset:
             raise DatasetError(f"regions must be (N, H, W) = {(n, *self.images.shape[2:])}, got {self.regions.shape}")
         if self.regions is not None and self.regions.dtype != np.bool_:
             raise DatasetError(f"regions must be bool, got {self.regions.dtype}; compare with > 0 first")
-        for what, values in (("labels", self.labels), ("groups", self.groups), ("names", self.names)):
+        numbered = {"labels": self.labels, "groups": self.groups, "studies": self.studies, "official": self.official}
+        for what, values in ({**numbered, "names": self.names}).items():
             if values is not None and len(values) != n:
                 raise DatasetError(f"{what} must have one entry for each of the {n} images, got {len(values)}")
-        for what, numbers in (("labels", self.labels), ("groups", self.groups)):
+        for what, numbers in numbered.items():
             if numbers is not None and (numbers.dtype != np.int64 or numbers.ndim != 1):
                 raise DatasetError(f"{what} must be int64 of shape (N,), got {numbers.dtype} of shape {numbers.shape}")
         if self.labels is not None and not (self.labels.min() >= 0 and self.labels.max() < len(self.class_names)):
@@ -78,6 +85,14 @@ class ImageDataset:
                 f"labels run from {self.labels.min()} to {self.labels.max()}, but there are {len(self.class_names)} "
                 f"class names {self.class_names}; labels must be 0 … classes − 1"
             )
+        if self.official is not None:
+            if not (self.official.min() >= 0 and self.official.max() < len(SPLITS)):
+                raise DatasetError(f"official must hold places in {SPLITS}, 0 … {len(SPLITS) - 1}")
+            if len(crossing := crossing_groups(self.groups, self.official)):
+                raise DatasetError(
+                    f"{len(crossing)} groups of {self.name} have images in more than one official part; what is learnt "
+                    "from one would be known in the other: keep each group in one part"
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,10 +105,13 @@ class ImageDataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over images, labels, regions and groups: two data sets with one digest are the same data."""
+        """SHA-256 over images, labels, regions, groups and studies: equal digests are the same data."""
         h = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         for array in (self.images, self.labels, self.regions, self.groups):
             h.update(b"-" if array is None else np.ascontiguousarray(array).data)
+        if self.studies is not None:
+            # Data sets without studies keep the digests that runs and judges have on record.
+            h.update(np.ascontiguousarray(self.studies).data)
         return h.hexdigest()
 
     def subset(self, indices: npt.ArrayLike, split: str | None = None) -> ImageDataset:
@@ -110,6 +128,8 @@ class ImageDataset:
             groups=self.groups[index],
             names=tuple(self.names[i] for i in index),
             split=self.split if split is None else split,
+            studies=None if self.studies is None else self.studies[index],
+            official=None if self.official is None else self.official[index],
         )
 
     def with_region(self) -> ImageDataset:
@@ -119,27 +139,8 @@ class ImageDataset:
         return self.subset(self.regions.any(axis=(1, 2)))
 
     def splits(self, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> npt.NDArray[np.int64]:
-        """The part, 0 … len(fractions) − 1, that each image belongs to, (N,) int64.
-
-        Whole groups are dealt out, class by class (a group counts for its most frequent label), in an order drawn from
-        `seed`, so that every part holds about its fraction of each class. Depends on the groups' numbers and the seed
-        alone, not on the order of the images.
-        """
-        if len(fractions) < 2 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-            raise ConfigurationError(f"fractions must be at least two numbers ≥ 0 that sum to 1, got {fractions}")
-        groups, inverse, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
-        labels = np.zeros(len(self), np.int64) if self.labels is None else self.labels
-        votes = np.zeros((len(groups), int(labels.max()) + 1), np.int64)
-        np.add.at(votes, (inverse, labels), 1)
-        stratum = votes.argmax(axis=1)
-        part = np.zeros(len(groups), np.int64)
-        rng = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
-        edges = np.cumsum(fractions)
-        for cls in range(votes.shape[1]):
-            members = rng.permutation(np.flatnonzero(stratum == cls))
-            middles = (np.cumsum(sizes[members]) - sizes[members] / 2) / max(1, sizes[members].sum())
-            part[members] = np.minimum(np.searchsorted(edges, middles, side="right"), len(fractions) - 1)
-        return part[inverse]
+        """`deal_groups` of this data set: the part, 0 … len(fractions) − 1, that each image belongs to, (N,) int64."""
+        return deal_groups(self.groups, self.labels, seed, fractions)
 
     def split_by_group(self, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> dict[str, ImageDataset]:
         """`splits` as data sets: {"train": …, "val": …, "test": …}. An empty part is an error."""
@@ -154,6 +155,18 @@ class ImageDataset:
             result[name] = self.subset(part == i, name)
         return result
 
+    def part(self, split: str, seed: int = 0) -> ImageDataset:
+        """The "train", "val" or "test" images: `official` where there is one, else 70/15/15 by group, from `seed`."""
+        if self.official is None:
+            return self.split_by_group(seed)[split]
+        inside = self.official == SPLITS.index(split)
+        if not inside.any():
+            raise DatasetError(
+                f"{self.name} has no {split} images: none of those that were read belong there by its own division; "
+                "use split='all', or complete the folder"
+            )
+        return self.subset(inside, split)
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
@@ -161,7 +174,8 @@ class DatasetSpec:
 
     Attributes:
         loader: "module:function", called as `loader(root, image_size=…, channels=…, seed=…, **options)`; it returns
-            every image, unsplit. None: no reader for real files yet.
+            every image, unsplit, with `official` if the data set has its own division. None: no reader for real files
+            yet.
         folder: the data set's usual folder name, looked for below `MASKAUG_DATA`.
         stand_in: the kind of synthetic image that stands in for it.
         options: the loader's own keywords.
@@ -178,7 +192,7 @@ _REGISTRY: dict[str, DatasetSpec] = {
     "busi": DatasetSpec(
         "maskaug.envs.busi:load_busi", "Dataset_BUSI_with_GT", "ultrasound", frozenset({"variant", "task", "classes"})
     ),
-    "mura": DatasetSpec(None, "MURA-v1.1", "radiograph"),
+    "mura": DatasetSpec("maskaug.envs.mura:load_mura", "MURA-v1.1", "radiograph", frozenset({"body_part"})),
     "hip_fracture": DatasetSpec(None, "", "radiograph"),
     "lgg": DatasetSpec(None, "kaggle_3m", "mr"),
     "medmnist": DatasetSpec(None, "", "radiograph"),
@@ -236,12 +250,12 @@ def load_dataset(
         name: a registered data set: "synthetic", "busi", "mura", …
         root: its folder. Without one, `MASKAUG_DATA` is looked through; if that has none either, the stand-in is used
             with a `UserWarning` and the result's `source` is "synthetic".
-        split: "train", "val", "test" (70/15/15 by group), or "all".
+        split: "train", "val", "test" (the data set's own division, else 70/15/15 by group), or "all".
         image_size: height and width in pixels.
         channels: 1 (grey) or 3 (grey, repeated).
         seed: of the split, of synthetic images, and of random crops.
         **options: the data set's own (`kind`, `difficulty`, `task`, `n` for synthetic; `variant`, `task`, `classes` for
-            busi).
+            busi; `body_part` for mura).
 
     Raises:
         DatasetError: the folder is not what was expected.
@@ -277,10 +291,10 @@ def load_dataset(
         # Several data sets have one stand-in: under one name it is drawn once.
         name, options = "synthetic", {"kind": spec.stand_in, **options}
     key = (name, None if path is None else str(path.resolve()), image_size, channels, seed)
-    parts = _load_parts(key, tuple(sorted(options.items())))
-    if split == "all":
-        return parts
-    return parts.split_by_group(seed)[split]
+    # What is remembered is found by its options, and a list could not be looked up.
+    given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    everything = _load_parts(key, tuple(sorted(given.items())))
+    return everything if split == "all" else everything.part(split, seed)
 
 
 @functools.lru_cache(maxsize=4)

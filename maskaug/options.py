@@ -51,6 +51,7 @@ class EnvOptions(Options):
         variant: BUSI: raw or clean.
         task: BUSI and synthetic ultrasound: diagnosis or presence.
         classes: BUSI diagnosis: 2 (benign, malignant) or 3 (and normal).
+        body_part: MURA: elbow, finger, forearm, hand, humerus, shoulder or wrist, several with commas, or all.
     """
 
     root: str | None = None
@@ -79,6 +80,7 @@ class EnvOptions(Options):
     variant: str | None = None
     task: str | None = None
     classes: int | None = None
+    body_part: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from maskaug.envs.datasets import (
     register_dataset,
 )
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.splits import crossing_groups
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,15 @@ from maskaug.envs.errors import ConfigurationError, DatasetError
         ({"labels": np.zeros(4, np.float32)}, "labels must be int64"),
         ({"labels": np.zeros((4, 1), np.int64)}, r"labels must be int64 of shape \(N,\)"),
         ({"groups": np.array(list("abcd"))}, "groups must be int64"),
+        ({"studies": np.zeros(3, np.int64)}, "studies must have one entry for each of the 4"),
+        ({"studies": np.zeros(4)}, "studies must be int64"),
+        ({"official": np.zeros(5, np.int64)}, "official must have one entry for each of the 4"),
+        ({"official": np.array([0, 1, 2, 3])}, "official must hold places in .*'val'.*, 0 … 2"),
+        ({"official": np.array([0, -1, 2, 2])}, "official must hold places"),
+        (
+            {"official": np.array([0, 1, 2, 2]), "groups": np.array([7, 7, 2, 2])},
+            "1 groups of pictures have images in more than one official part",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -48,7 +58,8 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], words: s
 
 
 def test_a_subset_takes_everything_along() -> None:
-    data = pictures(6)
+    studies, official = np.arange(6) // 2, np.array([0, 0, 1, 1, 2, 2])
+    data = dataclasses.replace(pictures(6), studies=studies, official=official)
     assert data.labels is not None
     assert data.regions is not None
     for indices in ([4, 1], np.array([4, 1]), np.array([False, True, False, False, True, False])):
@@ -57,6 +68,8 @@ def test_a_subset_takes_everything_along() -> None:
         assert part.names == tuple(f"picture {i}" for i in order)
         assert part.groups.tolist() == order
         assert part.split == "val"
+        np.testing.assert_array_equal(part.studies, studies[order])
+        np.testing.assert_array_equal(part.official, official[order])
         np.testing.assert_array_equal(part.images, data.images[order])
         np.testing.assert_array_equal(part.labels, data.labels[order])
         np.testing.assert_array_equal(part.regions, data.regions[order])
@@ -83,9 +96,10 @@ def test_the_digest_is_of_everything_that_is_data_and_nothing_else() -> None:
         {"regions": ~data.regions},
         {"groups": data.groups + 1},
         {"class_names": ("a", "c")},
+        {"studies": np.arange(4)},
     ]
     digests = [dataclasses.replace(data, **change).digest for change in changes]
-    assert len({data.digest, *digests}) == 7
+    assert len({data.digest, *digests}) == 8
     assert data.digest == pictures(4).digest == dataclasses.replace(data, split="val", licence="x").digest
 
 
@@ -124,6 +138,26 @@ def test_a_split_depends_on_the_seed_and_not_on_the_order() -> None:
     np.testing.assert_array_equal(dataclasses.replace(data, labels=None).splits(0) >= 0, True)
 
 
+def test_a_data_sets_own_division_is_kept_whatever_the_seed() -> None:
+    data = dataclasses.replace(pictures(6), official=np.array([2, 0, 0, 2, 0, 2]))
+    for seed in (0, 1):
+        part = data.part("test", seed)
+        assert part.names == ("picture 0", "picture 3", "picture 5")
+        assert part.split == "test"
+    with pytest.raises(DatasetError, match=r"pictures has no val images.*its own division; use split='all'"):
+        data.part("val")
+    plain = grouped()
+    for split, part in plain.split_by_group(4).items():
+        assert plain.part(split, 4).names == part.names
+
+
+def test_groups_that_cross_are_found() -> None:
+    groups, part = np.array([9, 4, 9, 4, 2, 2]), np.array([0, 0, 1, 0, 2, 1])
+    assert crossing_groups(groups, part).tolist() == [2, 9]
+    assert crossing_groups(groups[:0], part[:0]).tolist() == []
+    assert crossing_groups(groups, part * 0).tolist() == []
+
+
 def test_impossible_splits_say_why() -> None:
     with pytest.raises(DatasetError, match=r"too few groups \(2\) for a .* split of"):
         pictures(2).split_by_group()
@@ -141,7 +175,8 @@ def test_impossible_splits_say_why() -> None:
         ({"image_size": 35}, "at least 36"),
         ({"image_size": 64.0}, "at least 36"),
         ({"kinds": "mr"}, "unknown option kinds .*difficulty, kind, n"),
-        ({"name": "mura", "kind": "mr"}, "knows no options"),
+        ({"name": "lgg", "kind": "mr"}, "knows no options"),
+        ({"name": "mura", "kind": "mr"}, "knows body_part"),
     ],
 )
 def test_wrong_arguments_say_what_is_right(keywords: dict[str, Any], words: str) -> None:
@@ -183,8 +218,8 @@ def test_a_root_that_is_given_and_wrong_is_named(tmp_path: Path) -> None:
         load_dataset("busi", root=nowhere)
     with pytest.raises(DatasetError, match=rf"{re.escape(str(tmp_path))}[\s\S]*benign/benign \(1\).png"):
         load_dataset("busi", root=tmp_path)
-    with pytest.raises(DatasetError, match=f"{tmp_path}.*no reader for 'mura' yet"):
-        load_dataset("mura", root=tmp_path)
+    with pytest.raises(DatasetError, match=f"{tmp_path}.*no reader for 'lgg' yet"):
+        load_dataset("lgg", root=tmp_path)
     with pytest.raises(DatasetError, match=f"{tmp_path}.*drawn, not read"):
         load_dataset("synthetic", root=tmp_path)
 
