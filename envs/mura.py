@@ -145,7 +145,9 @@ def load_mura(
 def _body_parts(body_part: str | Sequence[str]) -> list[str]:
     if body_part == "all":
         return list(BODY_PARTS)
-    names = body_part.split(",") if isinstance(body_part, str) else body_part
+    names: Sequence[Any] = body_part.split(",") if isinstance(body_part, str) else ()
+    if isinstance(body_part, list | tuple):
+        names = body_part
     wanted = {str(name).strip().lower().removeprefix("xr_") for name in names}
     if not wanted or wanted - set(BODY_PARTS):
         raise ConfigurationError(
@@ -203,13 +205,12 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _listed(text: str, part: str, images: bool, where: str) -> _Item | None:
-    item = _Item.parse(text if images else f"{text.strip().rstrip('/')}/")
+    item = _Item.parse(text if images else text.strip().rstrip("/\\") + "/")
     if item is None or item.train != (part == "train"):
         raise DatasetError(f"{where}: {text!r} is no path of the {part} part; {_TREE}")
-    file = Path(item.path).name
-    if images and file.startswith("."):
+    if images and item.path.rpartition("/")[2].startswith("."):
         return None
-    if images and Path(file).suffix.lower() not in _SUFFIXES:
+    if images and not item.path.lower().endswith(_SUFFIXES):
         raise DatasetError(f"{where}: {text!r} is no image ({', '.join(_SUFFIXES)})")
     return item
 
@@ -217,7 +218,7 @@ def _listed(text: str, part: str, images: bool, where: str) -> _Item | None:
 def _walk(folder: Path, paths: Iterable[Path], otherwise: list[_Item]) -> list[_Item]:
     items = []
     for path in paths:
-        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
+        if path.name.startswith(".") or not path.name.lower().endswith(_SUFFIXES):
             continue
         item = _Item.parse(path.relative_to(folder).as_posix())
         if item is None:

@@ -131,7 +131,8 @@ def test_lists_may_have_a_header_a_bom_and_other_line_ends(root: Path) -> None:
     for file, header in (("train_image_paths.csv", "path"), ("valid_labeled_studies.csv", "study,label")):
         lines = (root / file).read_text().splitlines()
         (root / file).write_bytes("\r\n".join(["\ufeff" + header, "", *lines, ""]).encode())
-    rewrite(root / "valid_image_paths.csv", lambda lines: [line.replace("/", "\\") for line in lines])
+    for file in ("valid_image_paths.csv", "train_labeled_studies.csv"):
+        rewrite(root / file, lambda lines: [line.replace("/", "\\") for line in lines])
     assert load(root).digest == before
 
 
@@ -296,7 +297,7 @@ def test_body_parts(made: Path, body_part: Any, expected: set[str]) -> None:
     assert load(made).names != data.names or len(expected) == 7
 
 
-@pytest.mark.parametrize("body_part", ["foot", "", [], "all,hand", "hand;wrist", ["hand", 3]])
+@pytest.mark.parametrize("body_part", ["foot", "", [], "all,hand", "hand;wrist", ["hand", 3], None, 3])
 def test_unknown_body_parts_are_refused(made: Path, body_part: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"is unknown; use one or several .* of elbow, finger"):
         load(made, body_part=body_part)
