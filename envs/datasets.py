@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskaug.envs.defaults import default_image_size
 from maskaug.envs.errors import ConfigurationError, DatasetError
 
 SPLITS = ("train", "val", "test")
@@ -117,6 +118,37 @@ class ImageDataset:
         if self.regions is None:
             raise DatasetError(f"{self.name} has no known regions; masks cannot be scored on it")
         return self.subset(self.regions.any(axis=(1, 2)))
+
+    def few(self, n_shot: int, seed: int = 0) -> ImageDataset:
+        """`n_shot` images of each class, drawn from `seed`, in the order that they have here.
+
+        What is drawn for one number is part of what is drawn for a larger one. Source: the few-shot tasks of APGA
+        (arXiv 1909.04108), where n_shot=100 means 100 negative and 100 positive images.
+
+        Raises:
+            ConfigurationError: no labels, no whole number of at least 1, or a class that has fewer images.
+        """
+        if not isinstance(n_shot, int) or isinstance(n_shot, bool) or n_shot < 1:
+            raise ConfigurationError(f"n_shot={n_shot!r} must be an integer of at least 1, the images of each class")
+        if self.labels is None:
+            raise ConfigurationError(
+                f"n_shot={n_shot} counts images of each class, and {self.name} has no labels; leave it out"
+            )
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        has = zip(self.class_names, counts, strict=True)
+        short = [f"class {name!r} has {count}" for name, count in has if count < n_shot]
+        if short:
+            cure = f"use n_shot={counts.min()} or less, or bring more data" if counts.min() else "bring more data"
+            raise ConfigurationError(
+                f"n_shot={n_shot} asks for more images than there are in split {self.split!r} of {self.name}: "
+                f"{', '.join(short)}; {cure}"
+            )
+        chosen = []
+        for cls in range(len(self.class_names)):
+            # One generator a class: how many images the others have does not matter.
+            rng = np.random.default_rng(np.random.SeedSequence([seed, 0xFE3, cls]))
+            chosen.append(rng.permutation(np.flatnonzero(self.labels == cls))[:n_shot])
+        return self.subset(np.sort(np.concatenate(chosen)))
 
     def splits(self, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> npt.NDArray[np.int64]:
         """The part, 0 … len(fractions) − 1, that each image belongs to, (N,) int64.
@@ -225,8 +257,9 @@ def load_dataset(
     *,
     root: str | os.PathLike[str] | None = None,
     split: str = "train",
-    image_size: int = 64,
+    image_size: int | None = None,
     channels: int = 1,
+    n_shot: int | None = None,
     seed: int = 0,
     **options: Any,
 ) -> ImageDataset:
@@ -237,23 +270,30 @@ def load_dataset(
         root: its folder. Without one, `MASKAUG_DATA` is looked through; if that has none either, the stand-in is used
             with a `UserWarning` and the result's `source` is "synthetic".
         split: "train", "val", "test" (70/15/15 by group), or "all".
-        image_size: height and width in pixels.
+        image_size: height and width in pixels; None: see `maskaug.envs.defaults`.
         channels: 1 (grey) or 3 (grey, repeated).
-        seed: of the split, of synthetic images, and of random crops.
+        n_shot: of the training split so many images of each class alone, see `ImageDataset.few`; "val" and "test" stay
+            whole. Not together with "all", which holds them.
+        seed: of the split, of synthetic images, of random crops, and of the images of each class.
         **options: the data set's own (`kind`, `difficulty`, `task`, `n` for synthetic; `variant`, `task`, `classes` for
             busi).
 
     Raises:
         DatasetError: the folder is not what was expected.
-        ConfigurationError: an unknown name, split or option.
+        ConfigurationError: an unknown name, split or option, or an `n_shot` that the training split cannot give.
     """
     spec = _spec(name)
     if split not in (*SPLITS, "all"):
         raise ConfigurationError(f"split={split!r} is unknown; use one of {(*SPLITS, 'all')}")
     if channels not in (1, 3):
         raise ConfigurationError(f"channels={channels!r} is not supported; use 1 (grey) or 3 (grey, repeated)")
-    if not isinstance(image_size, int) or image_size < 36:
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 36):
         raise ConfigurationError(f"image_size={image_size!r} is too small; use an integer of at least 36")
+    if n_shot is not None and split == "all":
+        raise ConfigurationError(
+            f"n_shot={n_shot!r} is drawn from the training split, and split='all' holds what is kept out of it; use "
+            "split='train', or leave n_shot out"
+        )
     unknown = set(options) - spec.options
     if unknown:
         raise ConfigurationError(
@@ -273,14 +313,19 @@ def load_dataset(
             UserWarning,
             stacklevel=2,
         )
+    size = default_image_size(name, real=path is not None) if image_size is None else image_size
     if path is None:
         # Several data sets have one stand-in: under one name it is drawn once.
         name, options = "synthetic", {"kind": spec.stand_in, **options}
-    key = (name, None if path is None else str(path.resolve()), image_size, channels, seed)
+    key = (name, None if path is None else str(path.resolve()), size, channels, seed)
     parts = _load_parts(key, tuple(sorted(options.items())))
     if split == "all":
         return parts
-    return parts.split_by_group(seed)[split]
+    split_parts = parts.split_by_group(seed)
+    if n_shot is not None:
+        # Whichever split is asked for: an n_shot that cannot be is an error for all of them.
+        split_parts["train"] = split_parts["train"].few(n_shot, seed)
+    return split_parts[split]
 
 
 @functools.lru_cache(maxsize=4)
