@@ -100,7 +100,7 @@ class Distilled(MaskAgent):
         super().__init__(env, settings, seed, device)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
         self._judges: nn.ModuleList | None = None
-        # Maps of images that were seen: a judge's answer does not change.
+        # Maps of images as they were seen: a judge's answer does not change.
         self._maps: dict[int, Tensor] = {}
 
     def _make_policy(self) -> nn.Module:
@@ -133,9 +133,9 @@ class Distilled(MaskAgent):
         return judge.requires_grad_(False)
 
     def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8] | Tensor) -> tuple[Any, dict[str, float]]:
-        index = env.game.index
-        images = env.game.pictures.at(index).to(self.device)
-        target = self._target(index, images)
+        pictures = env.game.picture
+        images = env.game.pictures.at(pictures).to(self.device)
+        target = self._target(pictures, images)
         flip = torch.zeros(len(images), dtype=torch.bool)
         if self.settings.mirror:
             flip = torch.rand(len(images), generator=self.generator) < 0.5
@@ -148,16 +148,16 @@ class Distilled(MaskAgent):
         env.game.advance()
         return env.observe(), {"train/loss": float(loss.detach())}
 
-    def _target(self, index: npt.NDArray[np.int64], images: Tensor) -> Tensor:
-        """Standardised maps (N, g, g) of the images at `index`; each is computed once."""
+    def _target(self, pictures: npt.NDArray[np.int64], images: Tensor) -> Tensor:
+        """Standardised maps (N, g, g) of the images, `pictures` in the game; each is computed once."""
         assert self._judges is not None
-        new = [place for place, i in enumerate(index.tolist()) if i not in self._maps]
+        new = [place for place, i in enumerate(pictures.tolist()) if i not in self._maps]
         if new:
             maps = gradient_map(self._judges, images[new], self.spec.grid, mirror=self.settings.mirror)
             maps = (maps - maps.mean((1, 2), keepdim=True)) / maps.std((1, 2), keepdim=True).clamp(min=1e-12)
-            self._maps.update({int(index[place]): one for place, one in zip(new, maps, strict=True)})
-        self.num_timesteps += len(index) * len(self._judges)
-        return torch.stack([self._maps[i] for i in index.tolist()])
+            self._maps.update({int(pictures[place]): one for place, one in zip(new, maps, strict=True)})
+        self.num_timesteps += len(pictures) * len(self._judges)
+        return torch.stack([self._maps[i] for i in pictures.tolist()])
 
     def _sample(self, scores: Tensor) -> Tensor:
         # Nothing is tried out here.

@@ -19,7 +19,7 @@ An episode is one step long, so the reward is the target; there is no next state
   is random. So the reconstructor never sees hard cells alone, and Q sees all of them.
 * Errors are divided by their running mean, and Q regresses their logarithm (`loss="log"`): it learns how many times
   harder than usual a place is, whatever the reconstructor has learnt meanwhile, and a few large errors do not decide.
-* A replay of image numbers and errors, never frames (`replay`), with several updates for each on new transitions;
+* A replay of picture numbers and errors, never frames (`replay`), with several updates for each on new transitions;
   averaged weights and mirrored views; learning rate falling to 0 over the second half (`schedule`).
 
 `mode="published"` is the paper's: one patch, the squared error of one Q-value, random for the first fifth of the run
@@ -354,7 +354,8 @@ class IntelligentMasking(MaskAgent):
         images = as_tensor(observation, self.device)
         q = self._q_maps(images)
         actions = self._choose(q.detach())
-        index = env.game.index
+        # Not the image's position: what is replayed has to be turned as it was seen.
+        pictures = env.game.picture
         explore = self._epsilon()
         following, reward, _, _, info = env.step(self.spec.actions_of(actions))
         self.num_timesteps += env.num_envs
@@ -364,8 +365,8 @@ class IntelligentMasking(MaskAgent):
         errors = as_tensor(info["final_info"]["cell_error"], self.device) / max(self._scale, 1e-12)
         loss, agreement = self._learn(q, errors)
         if self._replay.capacity:
-            corners = actions.cpu().numpy() if self.spec.patch_cells else index
-            self._replay.add(index, errors.cpu().numpy(), corners)
+            corners = actions.cpu().numpy() if self.spec.patch_cells else pictures
+            self._replay.add(pictures, errors.cpu().numpy(), corners)
             updates = self.settings.replay_updates
             for _ in range(updates if updates > 0 else 1 if env.game.joint else 6):
                 again, remembered = self._replay.sample(self.settings.replay_batch, self.generator)

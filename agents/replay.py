@@ -1,4 +1,4 @@
-"""A memory of what was hidden where and what came of it: image numbers and actions, never frames."""
+"""A memory of what was hidden where and what came of it: picture numbers and actions, never frames."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from maskaug.envs.masking import patch_to_cells
 class Replay:
     """The last transitions of a one-step game, in a ring.
 
-    A transition is an image's position in the data set and the errors of its hidden cells. For a patch these are the
-    corner and `patch_cells`² numbers, 14 bytes in all with 2×2 cells: a million of them need 14 MB, where the frames
-    would need 4 GB at 64×64. For sets of cells all g·g numbers are kept, NaN where nothing was hidden. Half precision:
-    three digits of an error are more than its noise leaves.
+    A transition is a picture's number (see `maskaug.envs.pictures.Pictures`; it says how the image was turned) and the
+    errors of its hidden cells. For a patch these are the corner and `patch_cells`² numbers, 14 bytes in all with 2×2
+    cells: a million of them need 14 MB, where the frames would need 4 GB at 64×64. For sets of cells all g·g numbers
+    are kept, NaN where nothing was hidden. Half precision: three digits of an error are more than its noise leaves.
 
     Args:
         capacity: transitions that are kept.
@@ -46,7 +46,7 @@ class Replay:
         """Keep N transitions; the oldest make room.
 
         Args:
-            index: (N,) positions in the data set.
+            index: (N,) numbers of the pictures.
             errors: (N, g, g), NaN where nothing was hidden; kept up to 65 504, the largest number of half precision.
             corner: (N,) the patches' corners; not looked at with sets of cells.
         """
@@ -63,7 +63,7 @@ class Replay:
         self._added += n
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[npt.NDArray[np.int64], Tensor]:
-        """Draw n of them, with replacement: positions (n,) and errors (n, g, g), NaN where nothing was hidden."""
+        """Draw n of them, with replacement: numbers (n,) and errors (n, g, g), NaN where nothing was hidden."""
         at = torch.randint(len(self), (n,), generator=generator).numpy()
         kept = torch.from_numpy(self._errors[at]).float()
         if self.patch_cells:

@@ -6,6 +6,7 @@ import inspect
 
 from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import find_root
+from maskaug.envs.defaults import default_grid, default_image_size
 from maskaug.envs.game import MaskGame
 from maskaug.envs.registration import TABLE
 
@@ -19,9 +20,11 @@ def environments_table() -> str:
     for row in TABLE:
         root = None if row.dataset == "synthetic" else find_root(row.dataset, None)
         data = "built in" if row.dataset == "synthetic" else "stand-in" if root is None else f"real: {root}"
-        size = row.kwargs.get("image_size", DEFAULTS["image_size"].default)
+        size = row.kwargs.get("image_size", default_image_size(row.dataset, real=root is not None))
         channels = row.kwargs.get("channels", DEFAULTS["channels"].default)
-        rule = ActionRule(row.kwargs["action"], row.kwargs["grid"], (size, size), None, None, None)
+        action = row.kwargs["action"]
+        grid = row.kwargs.get("grid", default_grid(action, (size, size)))
+        rule = ActionRule(action, grid, (size, size), None, None, None)
         observation = f"Box(0, 255, ({channels}, {size}, {size}), uint8)"
         rows.append((row.id, data, observation, str(rule.space), row.kwargs["objective"]))
     widths = [max(len(r[i]) for r in [HEAD, *rows]) for i in range(len(HEAD))]

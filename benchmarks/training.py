@@ -48,7 +48,7 @@ def env_keywords(env_id: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
 def dataset_of(keywords: Mapping[str, Any], split: str | None = None) -> ImageDataset:
     """The data set that an environment with these keywords plays on, in its own or another split."""
     name = keywords["dataset"]
-    wanted = {"root", "split", "image_size", "channels", "seed", *dataset_options(name)}
+    wanted = {"root", "split", "image_size", "channels", "n_shot", "seed", *dataset_options(name)}
     chosen = {k: v for k, v in keywords.items() if k in wanted}
     if split is not None:
         chosen["split"] = split
@@ -140,7 +140,8 @@ def train(
             "data": {"name": train_set.name, "source": train_set.source, "split": train_set.split,
                      "images": len(train_set), "shape": list(train_set.shape), "digest": train_set.digest,
                      "licence": train_set.licence, "citation": train_set.citation},
-            "env": {**_defaults(), **keywords, "area": game.rule.area, "area_price": game.rule.price},
+            "env": {**_defaults(), **keywords, "area": game.rule.area, "area_price": game.rule.price,
+                    "image_size": train_set.shape[1], "grid": game.rule.grid},
             "settings": agent.about()["settings"],
             "device": str(game.device),
         },

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskaug.envs.defaults import default_image_size
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.splits import crossing_groups, deal_groups
 
@@ -138,6 +139,37 @@ class ImageDataset:
             raise DatasetError(f"{self.name} has no known regions; masks cannot be scored on it")
         return self.subset(self.regions.any(axis=(1, 2)))
 
+    def few(self, n_shot: int, seed: int = 0) -> ImageDataset:
+        """`n_shot` images of each class, drawn from `seed`, in the order that they have here.
+
+        What is drawn for one number is part of what is drawn for a larger one. Source: the few-shot tasks of APGA
+        (arXiv 1909.04108), where n_shot=100 means 100 negative and 100 positive images.
+
+        Raises:
+            ConfigurationError: no labels, no whole number of at least 1, or a class that has fewer images.
+        """
+        if not isinstance(n_shot, int) or isinstance(n_shot, bool) or n_shot < 1:
+            raise ConfigurationError(f"n_shot={n_shot!r} must be an integer of at least 1, the images of each class")
+        if self.labels is None:
+            raise ConfigurationError(
+                f"n_shot={n_shot} counts images of each class, and {self.name} has no labels; leave it out"
+            )
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        has = zip(self.class_names, counts, strict=True)
+        short = [f"class {name!r} has {count}" for name, count in has if count < n_shot]
+        if short:
+            cure = f"use n_shot={counts.min()} or less, or bring more data" if counts.min() else "bring more data"
+            raise ConfigurationError(
+                f"n_shot={n_shot} asks for more images than there are in split {self.split!r} of {self.name}: "
+                f"{', '.join(short)}; {cure}"
+            )
+        chosen = []
+        for cls in range(len(self.class_names)):
+            # One generator a class: how many images the others have does not matter.
+            rng = np.random.default_rng(np.random.SeedSequence([seed, 0xFE3, cls]))
+            chosen.append(rng.permutation(np.flatnonzero(self.labels == cls))[:n_shot])
+        return self.subset(np.sort(np.concatenate(chosen)))
+
     def splits(self, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> npt.NDArray[np.int64]:
         """`deal_groups` of this data set: the part, 0 … len(fractions) − 1, that each image belongs to, (N,) int64."""
         return deal_groups(self.groups, self.labels, seed, fractions)
@@ -239,8 +271,9 @@ def load_dataset(
     *,
     root: str | os.PathLike[str] | None = None,
     split: str = "train",
-    image_size: int = 64,
+    image_size: int | None = None,
     channels: int = 1,
+    n_shot: int | None = None,
     seed: int = 0,
     **options: Any,
 ) -> ImageDataset:
@@ -251,23 +284,30 @@ def load_dataset(
         root: its folder. Without one, `MASKAUG_DATA` is looked through; if that has none either, the stand-in is used
             with a `UserWarning` and the result's `source` is "synthetic".
         split: "train", "val", "test" (the data set's own division, else 70/15/15 by group), or "all".
-        image_size: height and width in pixels.
+        image_size: height and width in pixels; None: see `maskaug.envs.defaults`.
         channels: 1 (grey) or 3 (grey, repeated).
-        seed: of the split, of synthetic images, and of random crops.
+        n_shot: of the training split so many images of each class alone, see `ImageDataset.few`; "val" and "test" stay
+            whole. Not together with "all", which holds them.
+        seed: of the split, of synthetic images, of random crops, and of the images of each class.
         **options: the data set's own (`kind`, `difficulty`, `task`, `n` for synthetic; `variant`, `task`, `classes` for
             busi; `body_part` for mura).
 
     Raises:
         DatasetError: the folder is not what was expected.
-        ConfigurationError: an unknown name, split or option.
+        ConfigurationError: an unknown name, split or option, or an `n_shot` that the training split cannot give.
     """
     spec = _spec(name)
     if split not in (*SPLITS, "all"):
         raise ConfigurationError(f"split={split!r} is unknown; use one of {(*SPLITS, 'all')}")
     if channels not in (1, 3):
         raise ConfigurationError(f"channels={channels!r} is not supported; use 1 (grey) or 3 (grey, repeated)")
-    if not isinstance(image_size, int) or image_size < 36:
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 36):
         raise ConfigurationError(f"image_size={image_size!r} is too small; use an integer of at least 36")
+    if n_shot is not None and split == "all":
+        raise ConfigurationError(
+            f"n_shot={n_shot!r} is drawn from the training split, and split='all' holds what is kept out of it; use "
+            "split='train', or leave n_shot out"
+        )
     unknown = set(options) - spec.options
     if unknown:
         raise ConfigurationError(
@@ -287,14 +327,21 @@ def load_dataset(
             UserWarning,
             stacklevel=2,
         )
+    size = default_image_size(name, real=path is not None) if image_size is None else image_size
     if path is None:
         # Several data sets have one stand-in: under one name it is drawn once.
         name, options = "synthetic", {"kind": spec.stand_in, **options}
-    key = (name, None if path is None else str(path.resolve()), image_size, channels, seed)
+    key = (name, None if path is None else str(path.resolve()), size, channels, seed)
     # What is remembered is found by its options, and a list could not be looked up.
     given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     everything = _load_parts(key, tuple(sorted(given.items())))
-    return everything if split == "all" else everything.part(split, seed)
+    if split == "all":
+        return everything
+    if n_shot is None:
+        return everything.part(split, seed)
+    # Whichever split is asked for: an n_shot that cannot be is an error for all of them.
+    few = everything.part("train", seed).few(n_shot, seed)
+    return few if split == "train" else everything.part(split, seed)
 
 
 @functools.lru_cache(maxsize=4)

@@ -58,6 +58,10 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
 
     **Arguments.** See `MaskGame`; and `render_mode`, None or "rgb_array" (a tuple of N frames).
 
+    **Defaults.** Images have 64×64 pixels, the real ones of MURA and of hip fractures 224×224. The grid has 8×8 cells,
+    and 16×16 on images of 224×224 pixels unless patches are played. A stand-in is always of 64×64 pixels.
+    `maskaug envs` shows what each id plays here.
+
     **Info.** `index`, `try`, `label` (−1 without labels), `area`, every term of the reward, and with a reconstructor
     `cell_error`, (N, g, g), the mean squared error of every hidden cell and NaN elsewhere; the same keys in `reset` and
     in `step`, where they describe the image that comes next.
@@ -94,7 +98,8 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     ) -> MaskVectorEnv:
         """The same game on held-out images, for `evaluate_policy`: it shares the judge, and never trains it.
 
-        `only_class` holds there too; each image gets one try, whatever `repeat` is.
+        `only_class` holds there too; each image gets one try, whatever `repeat` is, and is not mirrored, whatever
+        `flip` is. Held-out splits are whole, whatever `n_shot` is.
 
         Args:
             split: "train", "val", "test" or "all" of the data set that this environment loaded.
@@ -133,7 +138,8 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         """The best reward that any action earns, (M,) float32; see `MaskGame.action_rewards`, which gives them all.
 
         Args:
-            index: (M,) positions in `dataset`; None takes the images that the slots see now, and M is N.
+            index: (M,) positions in `dataset`, whose images are taken as they are; None takes what the slots see now,
+                and M is N.
         """
         best: npt.NDArray[np.float32] = self.game.action_rewards(index).max(1)
         return best

@@ -11,7 +11,7 @@ import difflib
 import inspect
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from maskaug.envs.actions import ActionRule, is_number
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
+from maskaug.envs.defaults import default_grid
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import resolve_judge
 from maskaug.envs.judging import ClassifierJudging, Judging, ReconstructionJudging, Scene, generator_of
@@ -41,6 +42,7 @@ class Outcome:
     Attributes:
         reward: (N,) float32.
         where: each (N,) int64, on the host: index, try, label, and with `steps` step.
+        picture: (N,) int64, on the host: what was seen, as a number in `Pictures`, which knows how it was turned.
         terms: (N,) float32 each: area, every term of the reward; with a reconstructor also cell_error, (N, g, g), NaN
             where nothing was hidden.
         cells: (N, *rule.shape) bool, the cells that were selected.
@@ -52,6 +54,7 @@ class Outcome:
 
     reward: Tensor
     where: dict[str, npt.NDArray[np.int64]]
+    picture: npt.NDArray[np.int64]
     terms: dict[str, Tensor]
     cells: Tensor
     ended: npt.NDArray[np.bool_]
@@ -76,11 +79,15 @@ class MaskGame:
         dataset: a registered name, or an `ImageDataset` (then root, split, image_size and channels are its own).
         root: the data set's folder; see `load_dataset`.
         split: "train", "val", "test" or "all".
-        image_size: height and width in pixels.
+        image_size: height and width in pixels, default 64; for the real images of MURA and of hip fractures 224.
         channels: 1 or 3.
+        n_shot: play only so many images of each class of the training split, drawn from `seed`; None plays all. The
+            other splits stay whole, and "all" is refused.
+        flip: show each image mirrored left to right with probability ½, anew each time that a slot comes to it, the
+            same for all its tries. The judge, too, sees and learns what is shown; `evaluation` mirrors nothing.
         objective: "adversarial" or "sensitivity", see `ClassifierReward`; "reconstruction", see `ReconstructionReward`.
         action: "grid" or "patch"; see `ActionRule`.
-        grid: cells along each side.
+        grid: cells along each side, default 8; for images of 224×224 pixels 16, except with action="patch".
         patch_cells: side of a patch in cells; with action="patch" only.
         area: the share to select, default 0.25; with action="grid" only.
         area_price: weight of the two-sided price of leaving it, default 1; with action="grid" only.
@@ -114,11 +121,13 @@ class MaskGame:
         *,
         root: str | os.PathLike[str] | None = None,
         split: str = "train",
-        image_size: int = 64,
+        image_size: int | None = None,
         channels: int = 1,
+        n_shot: int | None = None,
+        flip: bool = False,
         objective: str = "adversarial",
         action: str = "grid",
-        grid: int = 8,
+        grid: int | None = None,
         patch_cells: int | None = None,
         area: float | None = None,
         area_price: float | None = None,
@@ -139,7 +148,7 @@ class MaskGame:
         _positive("num_envs", num_envs)
         _positive("repeat", repeat)
         _positive("steps", steps)
-        for name, flag in (("joint", joint), ("tensors", tensors)):
+        for name, flag in (("joint", joint), ("tensors", tensors), ("flip", flip)):
             if not isinstance(flag, bool):
                 raise ConfigurationError(f"{name}={flag!r} must be True or False")
         if objective not in OBJECTIVES:
@@ -156,9 +165,9 @@ class MaskGame:
         self.loaded: dict[str, Any] | None = None
         if isinstance(dataset, str):
             _check_options(options, {*keywords, "render_mode", *dataset_options(dataset)})
-            self.loaded = {"name": dataset, "root": root, "image_size": image_size, "channels": channels, "seed": seed}
-            self.loaded |= options
-            dataset = load_dataset(split=split, **self.loaded)
+            loaded = {"name": dataset, "root": root, "channels": channels, "n_shot": n_shot, "seed": seed, **options}
+            dataset = load_dataset(split=split, image_size=image_size, **loaded)
+            self.loaded = {**loaded, "image_size": dataset.shape[1]}
         else:
             _check_options(options, {*keywords, "render_mode"})
             own = {"root": None, "split": dataset.split, "channels": dataset.shape[0], "image_size": dataset.shape[1]}
@@ -170,6 +179,11 @@ class MaskGame:
                         f"{name}={value!r} cannot be combined with dataset=ImageDataset(...), whose {name} is "
                         f"{own[name]!r}; leave it out"
                     )
+            if n_shot is not None:
+                raise ConfigurationError(
+                    f"n_shot={n_shot!r} cannot be combined with dataset=ImageDataset(...); bring along "
+                    "dataset.few(n_shot, seed) instead"
+                )
         classifies = objective in ClassifierReward.objectives
         if visible_weight is not None and (classifies or not joint):
             raise ConfigurationError(
@@ -191,9 +205,10 @@ class MaskGame:
                 )
             dataset = dataset.subset(dataset.labels == dataset.class_names.index(only_class))
         self.num_envs, self.dataset, self.fill = num_envs, dataset, fill
-        self.repeat, self.steps = repeat, steps
+        self.repeat, self.steps, self.flip = repeat, steps, flip
         self.only_class = only_class
         self.joint, self.judge_batch = joint, 32 if judge_batch is None else judge_batch
+        grid = default_grid(action, dataset.shape[1:]) if grid is None else grid
         self.rule = ActionRule(action, grid, dataset.shape[1:], area, area_price, patch_cells)
         self.device, self.tensors = resolve_device(device), tensors
         self.pictures = Pictures(dataset.images, self.device, resident=tensors or self.device.type == "cuda")
@@ -202,7 +217,7 @@ class MaskGame:
             model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
             self.judging: Judging = ClassifierJudging(
                 ClassifierReward(model, objective, self.device, trainable=joint, lr=lr),
-                dataset, self.pictures, num_envs, self.rule, joint, fill, self.judge_batch,
+                dataset, self.pictures, num_envs, self.rule, joint, fill, self.judge_batch, flip,
             )  # fmt: skip
         else:
             model = resolve_judge(reward_model, dataset.shape, None, seed, joint=joint)
@@ -222,6 +237,7 @@ class MaskGame:
         self.rngs: list[np.random.Generator] = []
         self._order = np.zeros((num_envs, n), np.int64)
         self._position = np.zeros(num_envs, np.int64)
+        self._flipped = np.zeros(num_envs, np.bool_)
         self._try = np.zeros(num_envs, np.int64)
         self._step = np.zeros(num_envs, np.int64)
         # Of episodes that are under way: what is selected, what it is worth, and the images without it.
@@ -260,6 +276,11 @@ class MaskGame:
         """(N,) the images that the slots see now, as positions in `dataset`."""
         return self._order[np.arange(self.num_envs), self._position]
 
+    @property
+    def picture(self) -> npt.NDArray[np.int64]:
+        """(N,) what the slots see now, as numbers in `pictures`: `index`, where it is mirrored len(dataset) more."""
+        return self.index + len(self.dataset) * self._flipped
+
     def seed(self, rngs: Sequence[np.random.Generator]) -> None:
         """Start every slot anew, each with its own generator and its own permutation of the images."""
         self.rngs = list(rngs)
@@ -268,8 +289,15 @@ class MaskGame:
             self._order[slot] = rng.permutation(len(self.dataset))
         self._position[:] = 0
         self._try[:] = 0
+        self._turn(range(self.num_envs))
         self._begin(np.ones(self.num_envs, np.bool_))
         self._scene = None
+
+    def _turn(self, slots: Iterable[int]) -> None:
+        # By each slot's own generator: a slot and a single environment of its seed see the same.
+        if self.flip:
+            for slot in slots:
+                self._flipped[slot] = self.rngs[slot].random() < 0.5
 
     def _begin(self, slots: npt.NDArray[np.bool_]) -> None:
         self._step[slots] = 0
@@ -290,12 +318,13 @@ class MaskGame:
             return
         done = np.flatnonzero(ended)
         self._scene = None
-        self.judging.ended(done, self.index)
+        self.judging.ended(done, self.picture)
         self._try[done] = 0
         self._position += ended
         for slot in np.flatnonzero(self._position == len(self.dataset)):
             self._order[slot] = self.rngs[slot].permutation(len(self.dataset))
             self._position[slot] = 0
+        self._turn(done)
         self.judging.teach()
 
     def observe(self) -> Tensor:
@@ -308,11 +337,11 @@ class MaskGame:
 
     def _look(self) -> Scene:
         if self._scene is None:
-            index = self.index
-            images, labels = self.pictures.at(index), self._labels[index]
+            index, picture = self.index, self.picture
+            images, labels = self.pictures.at(picture), self._labels[index]
             filling = None if self.fill == "noise" else filler(images, self.fill)
             truth = torch.from_numpy(labels).to(self.device)
-            self._scene = Scene(index, labels, images, truth, filling)
+            self._scene = Scene(index, picture, labels, images, truth, filling)
         return self._scene
 
     # ---- what a mask earns -------------------------------------------------------------------------------------
@@ -364,7 +393,7 @@ class MaskGame:
         if self.steps > 1:
             self._selected, self._worth, self._seen = cells, worth.clone(), hidden.clone()
         self.judging.remember(worth, cells, ended)
-        return Outcome(reward, where, terms, cells, ended, hidden, shown)
+        return Outcome(reward, where, scene.picture.copy(), terms, cells, ended, hidden, shown)
 
     def _fetch_next(self) -> None:
         # While the judge works. Whoever has seen all images draws a new order first: those are not known yet.
@@ -396,7 +425,8 @@ class MaskGame:
         With fill="noise" all actions on one image see the same noise, drawn from the image's position.
 
         Args:
-            index: (M,) positions in `dataset`; None takes the images that the slots see now.
+            index: (M,) positions in `dataset`, whose images are taken as they are; None takes what the slots see now,
+                mirrored where they see it so.
             chunk: masks that are judged in one pass.
 
         Raises:
@@ -418,6 +448,7 @@ class MaskGame:
         whole = wanted.ndim == 1 and wanted.dtype.kind in "iu"
         if not whole or not ((wanted >= 0) & (wanted < len(self.dataset))).all():
             raise ConfigurationError(f"index must be (M,) whole positions from 0 to {len(self.dataset) - 1}")
+        wanted = self.picture if index is None else wanted.astype(np.int64)
         every = patch_to_cells(torch.arange(int(self.rule.space.n)), self.rule.grid, self.rule.patch_cells)
         every = every.to(self.device)
         masks = cells_to_mask(every, *self.dataset.shape[1:])
@@ -425,8 +456,8 @@ class MaskGame:
         at_once = max(1, chunk // len(every))
         for first in range(0, len(wanted), at_once):
             some = wanted[first : first + at_once]
-            images = self.pictures.at(some.astype(np.int64))
-            labels = torch.from_numpy(self._labels[some]).to(self.device)
+            images = self.pictures.at(some)
+            labels = torch.from_numpy(self._labels[some % len(self.dataset)]).to(self.device)
             noise = None
             if self.fill == "noise":
                 shape = self.dataset.shape
@@ -449,6 +480,7 @@ class MaskGame:
             "order": self._order.copy(),
             "position": self._position.copy(),
             "try": self._try.copy(),
+            "flipped": self._flipped.copy(),
             "step": self._step.copy(),
             "selected": self._selected.clone(),
             "worth": self._worth.clone(),
@@ -465,6 +497,7 @@ class MaskGame:
             "objective": self.objective, "joint": self.joint, "fill": self.fill, "repeat": self.repeat,
             "steps": self.steps, "judge_batch": self.judge_batch, "action": self.rule.kind, "grid": self.rule.grid,
             "patch_cells": self.rule.patch_cells, "area": self.rule.area, "area_price": self.rule.price,
+            "flip": self.flip,
             "reward_model": type(judge.model).__name__, "judge_lr": judge.lr if self.joint else None,
             "visible_weight": judge.visible_weight if isinstance(judge, ReconstructionReward) else None,
         }  # fmt: skip
@@ -485,7 +518,7 @@ class MaskGame:
         self.rngs = [generator_of(saved) for saved in state["rngs"]]
         self._scene = None
         self._order[:], self._position[:], self._try[:] = state["order"], state["position"], state["try"]
-        self._step[:] = state["step"]
+        self._step[:], self._flipped[:] = state["step"], state["flipped"]
         self._selected, self._worth, self._seen = (
             torch.as_tensor(state[name], device=self.device).clone() for name in ("selected", "worth", "seen")
         )

@@ -29,6 +29,7 @@ class Scene:
 
     Attributes:
         index: (N,) int64, positions in the data set.
+        picture: (N,) int64, numbers in `Pictures`: the same, and how they are turned.
         labels: (N,) int64, −1 where there are none.
         images: (N, C, H, W) uint8 on the device.
         truth: the labels on the device.
@@ -36,6 +37,7 @@ class Scene:
     """
 
     index: npt.NDArray[np.int64]
+    picture: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     images: Tensor
     truth: Tensor
@@ -97,8 +99,8 @@ class Judging(ABC):
     def remember(self, worth: Tensor, cells: Tensor, ended: npt.NDArray[np.bool_]) -> None:  # noqa: B027
         """Masks were judged: what they are worth, (N,), their cells, (N, *rule.shape), and whose try is over, (N,)."""
 
-    def ended(self, slots: npt.NDArray[np.int64], index: npt.NDArray[np.int64]) -> None:  # noqa: B027
-        """The given slots leave their images, at `index` (of all slots) in the data set."""
+    def ended(self, slots: npt.NDArray[np.int64], picture: npt.NDArray[np.int64]) -> None:  # noqa: B027
+        """The given slots leave what they saw, `picture` (of all slots) in `Pictures`."""
 
     def teach(self) -> None:  # noqa: B027
         """Let the judge learn from what has ended, where it learns after the fact."""
@@ -136,6 +138,7 @@ class ClassifierJudging(Judging):
     Args:
         fill: what the aiding view's hidden pixels become.
         batch: images an update is made of.
+        flip: whether images are seen mirrored, too.
     """
 
     reward_model: ClassifierReward
@@ -150,14 +153,17 @@ class ClassifierJudging(Judging):
         joint: bool,
         fill: str,
         batch: int,
+        flip: bool = False,
     ) -> None:
         super().__init__(reward_model, dataset, pictures, num_envs, rule, joint)
         assert dataset.labels is not None
         device = reward_model.device
         self._labels = torch.from_numpy(dataset.labels).to(device)
         self._fill, self._batch = fill, batch
-        self._clean = torch.zeros(len(dataset), len(dataset.class_names), device=device)
-        self._known = np.zeros(len(dataset), np.bool_)
+        # By picture: what the judge says of an image in a mirror is another answer.
+        pictures_seen = len(dataset) * (1 + flip)
+        self._clean = torch.zeros(pictures_seen, len(dataset.class_names), device=device)
+        self._known = np.zeros(pictures_seen, np.bool_)
         self._known_version = reward_model.weights_version()
         # Its own generator: a slot must see the same images however often the judge learns.
         self._rng = np.random.default_rng(0)
@@ -170,7 +176,7 @@ class ClassifierJudging(Judging):
 
     def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """See `Judging.judge`; changes nothing."""
-        terms = self.reward_model.score(shown, self._clean_logits(scene.index, scene.images), scene.truth)
+        terms = self.reward_model.score(shown, self._clean_logits(scene.picture, scene.images), scene.truth)
         self._refuse_infinite(terms["gain"], scene.index)
         return terms
 
@@ -190,12 +196,12 @@ class ClassifierJudging(Judging):
             self._best_cells = torch.where(better[:, None, None], cells, self._best_cells)
             self._tried |= ended
 
-    def ended(self, slots: npt.NDArray[np.int64], index: npt.NDArray[np.int64]) -> None:
+    def ended(self, slots: npt.NDArray[np.int64], picture: npt.NDArray[np.int64]) -> None:
         """The best try of each of these images waits for the update to come."""
         if self.joint:
             taught = slots[self._tried[slots]]
             rows = torch.from_numpy(taught).to(self._best.device)
-            self._pending_index = np.concatenate([self._pending_index, index[taught]])
+            self._pending_index = np.concatenate([self._pending_index, picture[taught]])
             self._pending_cells = torch.cat([self._pending_cells, self._best_cells[rows]])
             self._best[rows] = -torch.inf
             self._tried[slots] = False
@@ -216,30 +222,30 @@ class ClassifierJudging(Judging):
         # Kept losses differ in their last bits with the batch they came from, and one seed is to give one game.
         self._known[:] = False
 
-    def _clean_logits(self, index: npt.NDArray[np.int64], images: Tensor) -> Tensor:
-        # Once per image as long as the judge's weights stay: half of all passes would go there otherwise.
+    def _clean_logits(self, picture: npt.NDArray[np.int64], images: Tensor) -> Tensor:
+        # Once per picture as long as the judge's weights stay: half of all passes would go there otherwise.
         version = self.reward_model.weights_version()
         if self._known_version != version:
             self._known[:] = False
             self._known_version = version
         device = self.reward_model.device
-        if not self._known[index].all():
-            new, first = np.unique(index, return_index=True)
+        if not self._known[picture].all():
+            new, first = np.unique(picture, return_index=True)
             new, first = new[~self._known[new]], first[~self._known[new]]
             logits = self.reward_model.logits(images[torch.from_numpy(first).to(device)]).float()
             # Before it is kept: the same step can then be tried again.
-            self._refuse(new[~logits.isfinite().all(1).cpu().numpy()])
+            self._refuse(new[~logits.isfinite().all(1).cpu().numpy()] % len(self.dataset))
             self._clean[torch.from_numpy(new).to(device)] = logits
             self._known[new] = True
-        return self._clean[torch.from_numpy(index).to(device)]
+        return self._clean[torch.from_numpy(picture).to(device)]
 
-    def _update(self, index: npt.NDArray[np.int64], cells: Tensor) -> None:
-        images = self.pictures.at(index)
+    def _update(self, picture: npt.NDArray[np.int64], cells: Tensor) -> None:
+        images = self.pictures.at(picture)
         noise = None
         if self._fill == "noise":
             noise = torch.from_numpy(self._rng.standard_normal(images.shape, np.float32)).to(images.device)
         aiding = keep(images, cells_to_mask(cells, *images.shape[2:]), filler(images, self._fill, noise))
-        labels = self._labels[torch.from_numpy(index).to(self._labels.device)]
+        labels = self._labels[torch.from_numpy(picture % len(self.dataset)).to(self._labels.device)]
         self._loss = self.reward_model.update(images, aiding, labels)["judge_loss"]
 
     def state(self) -> dict[str, Any]:

@@ -12,7 +12,10 @@ SHARE = 0.25
 
 
 class Pictures:
-    """Images (N, C, H, W) uint8, gathered on `device`.
+    """Images (N, C, H, W) uint8, gathered on `device`, as they are or in a mirror.
+
+    There are 2·N pictures: numbers 0 … N − 1 are the images as they are, N … 2N − 1 the same ones mirrored left to
+    right.
 
     Args:
         images: on the host; may be a memory map.
@@ -30,8 +33,16 @@ class Pictures:
         self._ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event] | None = None
         self._stream: torch.cuda.Stream | None = None
 
-    def at(self, index: npt.NDArray[np.int64]) -> Tensor:
-        """The images at `index` (M,), (M, C, H, W) uint8 on the device; nobody else's."""
+    def at(self, number: npt.NDArray[np.int64]) -> Tensor:
+        """The pictures with these numbers (M,), (M, C, H, W) uint8 on the device; nobody else's."""
+        mirrored = number >= len(self._images)
+        if not mirrored.any():
+            return self._gather(number)
+        images = self._gather(number % len(self._images))
+        turned = torch.from_numpy(mirrored).to(self.device)[:, None, None, None]
+        return torch.where(turned, images.flip(-1), images)
+
+    def _gather(self, index: npt.NDArray[np.int64]) -> Tensor:
         if self.resident is not None:
             return self.resident[torch.from_numpy(index).to(self.device)]
         if self._ahead is not None and np.array_equal(self._ahead[0], index):
@@ -43,7 +54,10 @@ class Pictures:
         return torch.from_numpy(self._images[index]).to(self.device)
 
     def fetch(self, index: npt.NDArray[np.int64]) -> None:
-        """Start to bring the images at `index` (M,) to a CUDA device, while it is busy with others."""
+        """Start to bring the images at `index` (M,) to a CUDA device, while it is busy with others.
+
+        Their orientation does not matter yet: they are mirrored there.
+        """
         if self.device.type != "cuda" or self.resident is not None:
             return
         if self._stream is None:

@@ -9,9 +9,9 @@ from typing import Any
 import gymnasium as gym
 
 # area and patch_cells stay at their defaults (0.25; 2 cells): a row that named one could not be asked for the other
-# action.
-_GRID: Mapping[str, Any] = {"objective": "adversarial", "action": "grid", "grid": 8}
-_PATCH: Mapping[str, Any] = {"objective": "reconstruction", "action": "patch", "grid": 8}
+# action. So do grid and image_size, which depend on each other and on the data found: see `maskaug.envs.defaults`.
+_GRID: Mapping[str, Any] = {"objective": "adversarial", "action": "grid"}
+_PATCH: Mapping[str, Any] = {"objective": "reconstruction", "action": "patch"}
 
 
 @dataclasses.dataclass(frozen=True)

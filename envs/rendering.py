@@ -93,9 +93,11 @@ def mask_row(
 
 def render_step(game: MaskGame, outcome: Outcome | None, slot: int, side: int = 192) -> Picture:
     """One slot's frame: image with region · mask · what the judge saw, and the reward in words."""
-    index = int(game.index[slot]) if outcome is None else int(outcome.where["index"][slot])
+    mirrored, index = divmod(int((game.picture if outcome is None else outcome.picture)[slot]), len(game.dataset))
     image = game.dataset.images[index]
     region = None if game.dataset.regions is None else game.dataset.regions[index]
+    if mirrored:
+        image, region = image[..., ::-1], None if region is None else region[..., ::-1]
     mask = np.zeros(image.shape[1:], np.bool_) if outcome is None else outcome.mask[slot].cpu().numpy()
     panels = mask_row(image, region, mask, side)[1:3]
     panels.append(to_rgb(image if outcome is None else outcome.shown[slot].cpu().numpy(), side))

@@ -27,11 +27,13 @@ class EnvOptions(Options):
     Attributes:
         root: the data set's folder.
         split: the part to train on.
-        image_size: height and width in pixels.
+        image_size: height and width in pixels; 64, or 224 for real images of MURA and hip fractures, if left out.
         channels: 1 or 3.
+        n_shot: of the training split so many images of each class alone.
+        flip: show images mirrored left to right, half of the time.
         objective: what a mask earns.
         action: grid, patch, pixel or box.
-        grid: cells along each side.
+        grid: cells along each side; 8, or 16 at 224 pixels but for patches, if left out.
         patch_cells: side of a patch in cells; for agents that play patches.
         area: share of the image to select.
         area_price: weight of the price of leaving that area.
@@ -58,6 +60,8 @@ class EnvOptions(Options):
     split: Split | None = None
     image_size: int | None = None
     channels: int | None = None
+    n_shot: int | None = None
+    flip: bool | None = None
     objective: str | None = None
     action: str | None = None
     grid: int | None = None

@@ -59,6 +59,10 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"split": "val"}),
     ({}, {"image_size": 48}),
     ({}, {"channels": 3}),
+    ({}, {"n_shot": 4}),
+    ({"n_shot": 4}, {"n_shot": 5}),
+    ({}, {"flip": True}),
+    (RECONSTRUCTION, {**RECONSTRUCTION, "flip": True}),
     ({}, {"objective": "sensitivity"}),
     ({}, {"objective": "preserving"}),
     ({}, {"action": "patch"}),
@@ -123,7 +127,7 @@ def test_every_keyword_has_its_test() -> None:
 
 def test_defaults_are_those_that_are_documented() -> None:
     assert same(outcome(), outcome(area=0.25, area_price=1.0, fill="zero", joint=True, judge_lr=1e-3, grid=8, repeat=1))
-    assert same(outcome(), outcome(steps=1))
+    assert same(outcome(), outcome(steps=1, flip=False))
     assert same(outcome(), outcome(objective="adversarial", action="grid", reward_model="small", seed=0, split="train"))
     assert same(outcome(judge_batch=None), outcome(judge_batch=32))
     assert same(outcome(action="patch"), outcome(action="patch", patch_cells=2))
@@ -188,6 +192,7 @@ LEARNS: Game = {"objective": "reconstruction", "joint": True, "reward_model": No
         ({"split": "test"}, "whose split is 'all'; leave it out"),
         ({"image_size": 128}, "whose image_size is 16; leave it out"),
         ({"channels": 3}, "whose channels is 1; leave it out"),
+        ({"n_shot": 2}, r"n_shot=2 cannot be combined .* bring along dataset.few\(n_shot, seed\)"),
         ({"dataset": dataclasses.replace(DATA, labels=None)}, "has no labels"),
         ({"dataset": pictures(4, classes=1)}, "one class alone"),
         ({"joint": True, "reward_model": small(DATA).requires_grad_(False)}, "use joint=False"),
@@ -283,6 +288,7 @@ def test_a_state_goes_only_into_the_same_game() -> None:
         {"area": 0.3},
         {"area_price": 3.0},
         {"repeat": 2},
+        {"flip": True},
         {"judge_batch": 8},
     ]
     for other in [
@@ -299,7 +305,12 @@ def test_a_state_goes_only_into_the_same_game() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keywords", "words"), [({"joint": "False"}, "True or False"), ({"device": "meta"}, "not supported")]
+    ("keywords", "words"),
+    [
+        ({"joint": "False"}, "True or False"),
+        ({"flip": 1}, "flip=1 must be True or False"),
+        ({"device": "meta"}, "not supported"),
+    ],
 )
 def test_types_that_would_be_taken_for_something_else(keywords: Game, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
