@@ -19,17 +19,18 @@ import numpy.typing as npt
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Discrete
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskaug.envs.actions import ActionRule, is_number
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
+from maskaug.envs.ensemble import kind_of
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.judges import resolve_judge
+from maskaug.envs.judges import Judge, resolve_judge
 from maskaug.envs.judging import ClassifierJudging, Judging, ReconstructionJudging, Scene, generator_of
 from maskaug.envs.masking import FILLS, cells_to_mask, filler, keep, patch_to_cells
 from maskaug.envs.masking import area_price as price_of_area
 from maskaug.envs.pictures import Pictures
-from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel
+from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel, check_sensitivity
 
 OBJECTIVES = (*ClassifierReward.objectives, *ReconstructionReward.objectives)
 
@@ -91,7 +92,11 @@ class MaskGame:
         judge_batch: images a judge's update is made of, however many slots there are.
         reward_model: a name ("small"; for reconstruction also "context_encoder", the paper's), a .safetensors path, or
             a module: (N, C, H, W) float in [0, 1] → logits, or for reconstruction → images of the same shape. A module
-            is used as it is, not copied: with joint=True it is trained in place.
+            is used as it is, not copied: with joint=True it is trained in place. Classifiers may be several, a list of
+            names, paths and modules: rewards are then the mean of what each of them says, and with joint=True each
+            learns. The same name twice is two judges with first weights of their own.
+        sensitivity: what objective="sensitivity" compares: "output" (the default), the judge's logits, or "features",
+            what its last layer gets; see `ClassifierReward`. The clean images' features are kept on the device.
         visible_weight: weight of the visible pixels' error in what a reconstructor learns from, default 0 as in the
             paper; with joint=True and objective="reconstruction" only. The reward never knows of it.
         only_class: play only the images of this class (its name); None plays all. A classifier must then be frozen: one
@@ -126,7 +131,8 @@ class MaskGame:
         joint: bool = True,
         judge_lr: float | None = None,
         judge_batch: int | None = None,
-        reward_model: str | os.PathLike[str] | nn.Module | None = None,
+        reward_model: Judge | Sequence[Judge] | None = None,
+        sensitivity: str | None = None,
         visible_weight: float | None = None,
         only_class: str | None = None,
         repeat: int = 1,
@@ -144,6 +150,7 @@ class MaskGame:
                 raise ConfigurationError(f"{name}={flag!r} must be True or False")
         if objective not in OBJECTIVES:
             raise ConfigurationError(f"objective={objective!r} is unknown in this version; use one of {OBJECTIVES}")
+        check_sensitivity(sensitivity, objective)
         if fill not in FILLS:
             raise ConfigurationError(f"fill={fill!r} is unknown; use one of {FILLS}")
         if not joint and (judge_lr is not None or judge_batch is not None):
@@ -201,7 +208,9 @@ class MaskGame:
         if classifies:
             model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
             self.judging: Judging = ClassifierJudging(
-                ClassifierReward(model, objective, self.device, trainable=joint, lr=lr),
+                ClassifierReward(
+                    model, objective, self.device, trainable=joint, lr=lr, sensitivity=sensitivity
+                ),
                 dataset, self.pictures, num_envs, self.rule, joint, fill, self.judge_batch,
             )  # fmt: skip
         else:
@@ -239,6 +248,12 @@ class MaskGame:
     def objective(self) -> str:
         """What is rewarded."""
         return self.judging.reward_model.objective
+
+    @property
+    def sensitivity(self) -> str | None:
+        """What objective="sensitivity" compares, "output" or "features"; None for the other objectives."""
+        judge = self.judging.reward_model
+        return judge.sensitivity if isinstance(judge, ClassifierReward) else None
 
     @property
     def judge_loss(self) -> float:
@@ -465,7 +480,8 @@ class MaskGame:
             "objective": self.objective, "joint": self.joint, "fill": self.fill, "repeat": self.repeat,
             "steps": self.steps, "judge_batch": self.judge_batch, "action": self.rule.kind, "grid": self.rule.grid,
             "patch_cells": self.rule.patch_cells, "area": self.rule.area, "area_price": self.rule.price,
-            "reward_model": type(judge.model).__name__, "judge_lr": judge.lr if self.joint else None,
+            "reward_model": kind_of(judge.model), "judge_lr": judge.lr if self.joint else None,
+            "sensitivity": self.sensitivity,
             "visible_weight": judge.visible_weight if isinstance(judge, ReconstructionReward) else None,
         }  # fmt: skip
 

@@ -156,7 +156,11 @@ class ClassifierJudging(Judging):
         device = reward_model.device
         self._labels = torch.from_numpy(dataset.labels).to(device)
         self._fill, self._batch = fill, batch
-        self._clean = torch.zeros(len(dataset), len(dataset.class_names), device=device)
+        # The judge's answers to every image: as many logits as its members have classes, or its features.
+        width = len(reward_model.judges) * len(dataset.class_names)
+        if reward_model.sensitivity == "features":
+            width = reward_model.answers(pictures.at(np.zeros(1, np.int64))).shape[1]
+        self._clean = torch.zeros(len(dataset), width, device=device)
         self._known = np.zeros(len(dataset), np.bool_)
         self._known_version = reward_model.weights_version()
         # Its own generator: a slot must see the same images however often the judge learns.
@@ -170,7 +174,7 @@ class ClassifierJudging(Judging):
 
     def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """See `Judging.judge`; changes nothing."""
-        terms = self.reward_model.score(shown, self._clean_logits(scene.index, scene.images), scene.truth)
+        terms = self.reward_model.score(shown, self._clean_answers(scene.index, scene.images), scene.truth)
         self._refuse_infinite(terms["gain"], scene.index)
         return terms
 
@@ -216,7 +220,7 @@ class ClassifierJudging(Judging):
         # Kept losses differ in their last bits with the batch they came from, and one seed is to give one game.
         self._known[:] = False
 
-    def _clean_logits(self, index: npt.NDArray[np.int64], images: Tensor) -> Tensor:
+    def _clean_answers(self, index: npt.NDArray[np.int64], images: Tensor) -> Tensor:
         # Once per image as long as the judge's weights stay: half of all passes would go there otherwise.
         version = self.reward_model.weights_version()
         if self._known_version != version:
@@ -226,10 +230,10 @@ class ClassifierJudging(Judging):
         if not self._known[index].all():
             new, first = np.unique(index, return_index=True)
             new, first = new[~self._known[new]], first[~self._known[new]]
-            logits = self.reward_model.logits(images[torch.from_numpy(first).to(device)]).float()
+            answers = self.reward_model.answers(images[torch.from_numpy(first).to(device)]).float()
             # Before it is kept: the same step can then be tried again.
-            self._refuse(new[~logits.isfinite().all(1).cpu().numpy()])
-            self._clean[torch.from_numpy(new).to(device)] = logits
+            self._refuse(new[~answers.isfinite().all(1).cpu().numpy()])
+            self._clean[torch.from_numpy(new).to(device)] = answers
             self._known[new] = True
         return self._clean[torch.from_numpy(index).to(device)]
 

@@ -60,6 +60,7 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"image_size": 48}),
     ({}, {"channels": 3}),
     ({}, {"objective": "sensitivity"}),
+    ({"objective": "sensitivity"}, {"objective": "sensitivity", "sensitivity": "features"}),
     ({}, {"objective": "preserving"}),
     ({}, {"action": "patch"}),
     ({}, {"action": "pixel"}),
@@ -105,6 +106,9 @@ def test_every_keyword_changes_something(before: Game, after: Game) -> None:
 
 def test_the_judges_keywords_change_something(file: Path) -> None:
     assert not same(outcome(), outcome(reward_model=file))
+    assert not same(outcome(), outcome(reward_model=["small", "small"]))
+    assert not same(outcome(reward_model=file), outcome(reward_model=[file, "small"]))
+    assert same(outcome(), outcome(reward_model=["small"]))
     still: Game = {"joint": False, "judge_batch": None, "reward_model": file}
     assert not same(outcome(reward_model=file), outcome(**still))
     played = outcome(**still, only_class="fracture")
@@ -124,6 +128,8 @@ def test_every_keyword_has_its_test() -> None:
 def test_defaults_are_those_that_are_documented() -> None:
     assert same(outcome(), outcome(area=0.25, area_price=1.0, fill="zero", joint=True, judge_lr=1e-3, grid=8, repeat=1))
     assert same(outcome(), outcome(steps=1))
+    changes: Game = {"objective": "sensitivity"}
+    assert same(outcome(**changes), outcome(**changes, sensitivity="output"))
     assert same(outcome(), outcome(objective="adversarial", action="grid", reward_model="small", seed=0, split="train"))
     assert same(outcome(judge_batch=None), outcome(judge_batch=32))
     assert same(outcome(action="patch"), outcome(action="patch", patch_cells=2))
@@ -172,6 +178,13 @@ LEARNS: Game = {"objective": "reconstruction", "joint": True, "reward_model": No
         ({"dataset": "synthetic", "dificulty": "easy"}, "did you mean 'difficulty'?"),
         ({"dataset": "synthetic", "task": "presence"}, "is for kind='ultrasound'; a radiograph image's label asks"),
         ({"dataset": "synthetic", "task": "mood"}, "task='mood' is unknown; use one of diagnosis, presence"),
+        ({"sensitivity": "output"}, "sensitivity='output' does nothing with objective='adversarial'; leave it out"),
+        ({**LEARNS, "sensitivity": "features"}, "does nothing with objective='reconstruction'"),
+        ({"objective": "sensitivity", "sensitivity": "labels"}, r"use one of \('output', 'features'\)"),
+        ({"objective": "sensitivity", "sensitivity": "features"}, "FlatJudge has none; give it a method features"),
+        ({"reward_model": 5}, "reward_model=5 must be a name"),
+        ({"reward_model": []}, "reward_model is an empty list"),
+        ({**LEARNS, "reward_model": ["small", "small"]}, "for classifiers only"),
         ({"visible_weight": 1.0}, "use objective='reconstruction' with joint=True, or leave it out"),
         ({"joint": True, "visible_weight": 0.0}, "visible_weight is for a reconstructor that learns"),
         ({"objective": "reconstruction", "visible_weight": 0.0}, "visible_weight is for a reconstructor that learns"),
