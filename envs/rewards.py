@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -207,9 +207,11 @@ class ClassifierReward(RewardModel):
             labels: (N,) int64; not looked at by "sensitivity".
         """
         masked = self._answers(shown)
+        if len(masked) == 1:
+            return self._terms(clean, masked[0], labels)
         known = clean.split([part.shape[1] for part in masked], 1)  # type: ignore[no-untyped-call]
         each = [self._terms(*answers, labels) for answers in zip(known, masked, strict=True)]
-        return {name: _mean([terms[name] for terms in each]) for name in self.terms}
+        return {name: torch.stack([terms[name] for terms in each]).mean(0) for name in self.terms}
 
     def _terms(self, clean_answer: Tensor, answer: Tensor, labels: Tensor) -> dict[str, Tensor]:
         # Of one judge.
@@ -248,7 +250,8 @@ class ClassifierReward(RewardModel):
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
         self.model.train()
         inputs, truth = to_float(torch.cat([images, aiding])), torch.cat([labels, labels])
-        loss = _mean([functional.cross_entropy(judge(inputs), truth) for judge in self.judges])
+        losses = [functional.cross_entropy(judge(inputs), truth) for judge in self.judges]
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         self.model.eval()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -425,10 +428,6 @@ def check_sensitivity(sensitivity: str | None, objective: str) -> None:
         )
     if sensitivity not in (None, *SENSITIVITIES):
         raise ConfigurationError(f"sensitivity={sensitivity!r} is unknown; use one of {SENSITIVITIES}")
-
-
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.stack(list(values)).mean(0)
 
 
 def _grid_of(images: Tensor, cells: Tensor) -> int | None:
