@@ -47,8 +47,8 @@ class Outcome:
         cells: (N, *rule.shape) bool, the cells that were selected.
         ended: (N,) bool on the host, the slots whose episode is over.
         hidden: (N, C, H, W) uint8, the images with the selected part hidden.
-        shown: (N, C, H, W) uint8, the images as the judge saw them: `hidden`, or where it is the aiding view that is
-            judged, that one.
+        shown: (V·N, C, H, W) uint8, the images as the judge saw them, in the order of its `views`, of which there are
+            V, 1 but for objective="both": `hidden`, or the aiding views, or these after those.
     """
 
     reward: Tensor
@@ -79,7 +79,8 @@ class MaskGame:
         split: "train", "val", "test" or "all".
         image_size: height and width in pixels.
         channels: 1 or 3.
-        objective: "adversarial" or "sensitivity", see `ClassifierReward`; "reconstruction", see `ReconstructionReward`.
+        objective: "adversarial", "preserving", "both" or "sensitivity", see `ClassifierReward`; "reconstruction", see
+            `ReconstructionReward`.
         action: "grid" or "patch"; see `ActionRule`.
         grid: cells along each side.
         patch_cells: side of a patch in cells; with action="patch" only.
@@ -360,7 +361,7 @@ class MaskGame:
         # What stays is spread over the pixels, not what goes: one pass over them less.
         hidden = keep(images, cells_to_mask(~cells, *images.shape[2:]), filling)
         shown = hidden
-        if self.objective == "preserving":
+        if "kept" in self.reward_model.views:
             shown = self.reward_model.view(images, cells_to_mask(cells, *images.shape[2:]), filling)
         self._fetch_next()
         terms = self.judging.judge(scene, cells, shown)

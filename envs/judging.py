@@ -84,7 +84,7 @@ class Judging(ABC):
         Args:
             scene: the images.
             cells: (N, *rule.shape) bool.
-            shown: (N, C, H, W) uint8, the images as the judge is to see them.
+            shown: (N, C, H, W) uint8, the images as the judge is to see them; see `RewardModel.view`.
 
         Raises:
             JudgeError: an answer is not finite; nothing has changed then.

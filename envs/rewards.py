@@ -40,6 +40,8 @@ class RewardModel(ABC):
 
     #: the objectives that this kind of judge plays.
     objectives: ClassVar[tuple[str, ...]]
+    #: what the judge is shown of an image: "hidden", without the selected part, or "kept", nothing else; or both.
+    views: tuple[str, ...] = ("hidden",)
 
     def __init__(
         self, model: nn.Module, objective: str, device: torch.device, *, trainable: bool, lr: float = 1e-3
@@ -74,8 +76,12 @@ class RewardModel(ABC):
         """The names of the reward's terms, each (N,); "gain" is the reward before any price."""
 
     def view(self, images: Tensor, mask: Tensor, filling: Tensor) -> Tensor:
-        """What the judge is shown of images (N, C, H, W): without the mask (N, H, W) bool, or nothing else of them."""
-        return keep(images, mask, filling) if self.objective == "preserving" else hide(images, mask, filling)
+        """What the judge is shown of images (N, C, H, W): without the mask (N, H, W) bool, or nothing else of them.
+
+        Where it is shown both, all of the one come before all of the other: (2N, C, H, W).
+        """
+        parts = [(keep if name == "kept" else hide)(images, mask, filling) for name in self.views]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @abstractmethod
     def against(self, images: Tensor, labels: Tensor) -> Gains:
@@ -128,6 +134,8 @@ class ClassifierReward(RewardModel):
     * "adversarial": CE(f(selected part hidden), y) − CE(f(x), y); high where the hidden part mattered for the truth.
     * "preserving": −(CE(f(all but the selected part hidden), y) − CE(f(x), y)); at most the clean loss, and high where
       the selected part alone is enough for the truth.
+    * "both": the sum of the two, CE(f(selected part hidden), y) − CE(f(all but the selected part hidden), y); high
+      where the selected part is needed and enough (Dabkowski & Gal, 2017, arXiv 1705.07857, ask for both).
     * "sensitivity": what hiding the selected part changes in the judge, no label needed (Zeiler & Fergus, 2014,
       arXiv 1311.2901). In its output: Σ over classes of |change of the centred logit|; with two classes this is the
       absolute change of the log-odds. In its features: ‖φ(selected part hidden) − φ(x)‖₂ ÷ (‖φ(x)‖₂ + 1e-6), φ what
@@ -144,7 +152,7 @@ class ClassifierReward(RewardModel):
             `model.features`: (N, C, H, W) float in [0, 1] → (N, F).
     """
 
-    objectives = ("adversarial", "preserving", "sensitivity")
+    objectives = ("adversarial", "preserving", "both", "sensitivity")
 
     def __init__(
         self,
@@ -157,6 +165,7 @@ class ClassifierReward(RewardModel):
         sensitivity: str | None = None,
     ) -> None:
         check_sensitivity(sensitivity, objective)
+        self.views = {"preserving": ("kept",), "both": ("hidden", "kept")}.get(objective, self.views)
         self.judges = members_of(model)
         #: what "sensitivity" compares; None for the other objectives.
         self.sensitivity = "output" if sensitivity is None and objective == "sensitivity" else sensitivity
@@ -202,7 +211,7 @@ class ClassifierReward(RewardModel):
         """The terms of the reward, each (N,) float32.
 
         Args:
-            shown: (N, C, H, W) uint8, the images as the judge is to see them; see `view`.
+            shown: (N, C, H, W) uint8, the images as the judge is to see them; (2N, C, H, W) for "both"; see `view`.
             clean: (N, A), the `answers` to the same images untouched, from the same weights.
             labels: (N,) int64; not looked at by "sensitivity".
         """
@@ -221,9 +230,13 @@ class ClassifierReward(RewardModel):
         if self.sensitivity == "output":
             change = (answer - answer.mean(1, keepdim=True)) - (clean_answer - clean_answer.mean(1, keepdim=True))
             return {"gain": change.abs().sum(1)}
-        clean, masked = (functional.cross_entropy(x, labels, reduction="none") for x in (clean_answer, answer))
+        parts = (clean_answer, answer) if len(self.views) == 1 else (clean_answer, *answer.chunk(2))
+        losses = [functional.cross_entropy(part, labels, reduction="none") for part in parts]
+        clean, masked = losses[:2]
         if self.objective == "preserving":
             return {"loss_clean": clean, "loss_kept": masked, "gain": clean - masked}
+        if self.objective == "both":
+            return {"loss_clean": clean, "loss_hidden": masked, "loss_kept": losses[2], "gain": masked - losses[2]}
         return {"loss_clean": clean, "loss_hidden": masked, "gain": masked - clean}
 
     @property
@@ -231,7 +244,7 @@ class ClassifierReward(RewardModel):
         """The names that `score` returns."""
         if self.objective == "sensitivity":
             return ("gain",)
-        return ("loss_clean", "loss_kept" if self.objective == "preserving" else "loss_hidden", "gain")
+        return ("loss_clean", *(f"loss_{name}" for name in self.views), "gain")
 
     def against(self, images: Tensor, labels: Tensor) -> Gains:
         """See `RewardModel.against`."""

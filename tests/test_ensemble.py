@@ -34,7 +34,7 @@ from maskaug.envs.rewards import ClassifierReward
 CPU = torch.device("cpu")
 DATA = pictures(8)
 SHAPE = (1, 36, 36)
-OBJECTIVES = ("adversarial", "preserving", "sensitivity")
+OBJECTIVES = ("adversarial", "preserving", "both", "sensitivity")
 Game = dict[str, Any]
 
 
@@ -97,13 +97,16 @@ def test_terms_are_means_of_the_members_terms_by_hand() -> None:
     for objective in OBJECTIVES:
         reward = ClassifierReward(Ensemble(judges), objective, CPU, trainable=False)
         assert reward.answers(image).shape == (1, 4)
-        terms[objective] = {k: v.item() for k, v in reward.score(half, reward.answers(image), label).items()}
+        shown = torch.cat([half, half // 5]) if objective == "both" else half
+        terms[objective] = {k: v.item() for k, v in reward.score(shown, reward.answers(image), label).items()}
         assert set(terms[objective]) == set(reward.terms)
     # logits (0, 4 · mean) and (0, −2 · mean); the mean falls from 1 to ½
     clean, masked = (log1pexp(-4) + log1pexp(2)) / 2, (log1pexp(-2) + log1pexp(1)) / 2
+    kept = (log1pexp(-0.4) + log1pexp(0.2)) / 2
     expected = {
         "adversarial": {"loss_clean": clean, "loss_hidden": masked, "gain": masked - clean},
         "preserving": {"loss_clean": clean, "loss_kept": masked, "gain": clean - masked},
+        "both": {"loss_clean": clean, "loss_hidden": masked, "loss_kept": kept, "gain": masked - kept},
         # The changes are −2 and +1: the size of their mean would be ½.
         "sensitivity": {"gain": 1.5},
     }
@@ -399,7 +402,11 @@ def test_a_run_with_several_judges_from_the_command_line(tmp_path: Path, monkeyp
     loaded, about = load_judge(tmp_path / "run" / "judge.safetensors")
     assert isinstance(loaded, Ensemble)
     assert same(weights(loaded.judges[1]), weights(make_judge("small", 1, 2, 2)))
+    said = json.loads((tmp_path / "run" / "results.json").read_text())
     assert main(["evaluate", "run", "--split", "val", "--device", "cpu"]) == 0
+    # The same judges, and the same question to them.
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == pytest.approx(said)
+    assert said["val.gain.agent"] > 0
     # The run's judges are one file from now on; of another seed they have seen what is held out.
     again: Game = {"n": 40, "image_size": 40, "joint": False, "reward_model": ["run/judge.safetensors"] * 2}
     with pytest.raises(ConfigurationError, match="another split"):

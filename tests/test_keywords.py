@@ -62,6 +62,8 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"objective": "sensitivity"}),
     ({"objective": "sensitivity"}, {"objective": "sensitivity", "sensitivity": "features"}),
     ({}, {"objective": "preserving"}),
+    ({"objective": "preserving"}, {"objective": "both"}),
+    ({}, {"objective": "both"}),
     ({}, {"action": "patch"}),
     ({}, {"action": "pixel"}),
     ({"action": "pixel"}, {"action": "pixel", "area": 0.5}),
@@ -156,7 +158,7 @@ LEARNS: Game = {"objective": "reconstruction", "joint": True, "reward_model": No
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"objective": "deleting"}, "use one of .*adversarial.*preserving.*sensitivity.*reconstruction"),
+        ({"objective": "deleting"}, "use one of .*adversarial.*preserving.*both.*sensitivity.*reconstruction"),
         ({"fill": "black"}, "use one of .*'zero', 'mean', 'noise', 'blur'"),
         ({"judge_lr": 1e-3}, "do nothing with joint=False; leave them out"),
         ({"judge_batch": 8}, "do nothing with joint=False; leave them out"),

@@ -12,6 +12,7 @@ import torch
 from env_helpers import BrightnessJudge, FlatJudge, pictures, small
 from torch import Tensor, nn
 
+from maskaug.benchmarks.masks import gains
 from maskaug.envs.ensemble import Ensemble
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, JudgeError
@@ -62,15 +63,71 @@ def test_preserving_judges_the_aiding_view_by_hand() -> None:
     assert env.step(np.zeros(16))[1] == pytest.approx(log1pexp(-4) - math.log(2) - 2.0)
 
 
-def test_preserving_learns_from_the_aiding_view_as_adversarial_does() -> None:
+def test_both_judges_both_views_by_hand() -> None:
+    image = np.full((1, 1, 16, 16), 255, np.uint8)
+    data = dataclasses.replace(
+        pictures(1), images=image, labels=np.ones(1, np.int64), regions=None, class_names=("a", "b")
+    )
+    judge = BrightnessJudge(4.0)
+    env = MaskEnv(
+        dataset=data, grid=4, objective="both", joint=False, reward_model=judge, repeat=9, fill="zero", area_price=0
+    )
+    env.reset(seed=0)
+    judge.seen.clear()
+    # A quarter is selected: the log-odds fall from 4 to 3 without it, and to 1 with nothing else.
+    hidden, reward, _, _, info = env.step(np.arange(16) < 4)
+    terms = [info[name] for name in ("loss_clean", "loss_hidden", "loss_kept")]
+    assert terms == pytest.approx([log1pexp(-4), log1pexp(-3), log1pexp(-1)], rel=1e-5)
+    assert (info["gain"], reward) == pytest.approx((log1pexp(-3) - log1pexp(-1),) * 2, rel=1e-5)
+    assert hidden[0, :4].max() == 0 < hidden[0, 4:].min()
+    # The clean image, and then both views in one pass.
+    assert judge.seen == [1, 2]
+    # All of the image is needed and enough; none of it neither.
+    for action, gain in ((np.ones(16), math.log(2) - log1pexp(-4)), (np.zeros(16), log1pexp(-4) - math.log(2))):
+        env.reset()
+        assert env.step(action)[1] == pytest.approx(gain, rel=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"fill": "noise", "repeat": 2}, {"fill": "mean", "tensors": True}])
+def test_both_is_the_sum_of_its_halves(more: dict[str, Any]) -> None:
+    data = pictures(8)
+    action: Any = np.random.default_rng(0).random((3, 16)) < 0.3
+    earned = []
+    for objective in ("adversarial", "preserving", "both"):
+        env = MaskVectorEnv(
+            3, dataset=data, grid=4, objective=objective, area_price=0, joint=False, reward_model=FlatJudge(data),
+            device="cpu", **more,
+        )  # fmt: skip
+        env.reset(seed=0)
+        reward: Any = env.step(torch.from_numpy(action) if more.get("tensors") else action)[1]
+        earned.append(torch.as_tensor(reward))
+    torch.testing.assert_close(earned[0] + earned[1], earned[2], rtol=1e-4, atol=1e-5)
+
+
+def test_every_action_and_every_mask_earn_both_as_their_step_does() -> None:
+    data = pictures(8)
+    keywords: dict[str, Any] = {"joint": False, "reward_model": FlatJudge(data), "fill": "mean"}
+    env = MaskVectorEnv(3, dataset=data, grid=4, objective="both", action="patch", device="cpu", **keywords)
+    env.reset(seed=0)
+    action, index = np.array([3, 5, 0]), env.game.index
+    table = env.game.action_rewards(chunk=4)
+    cells = env.game.rule.to_cells(action, 3)
+    earned = gains({"x": [cells]}, data.subset(index), env.game.reward_model, "mean")["x"]
+    reward = env.step(action)[1]
+    np.testing.assert_allclose(table[np.arange(3), action], reward, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(earned, reward, rtol=1e-4, atol=1e-6)
+
+
+def test_every_objective_learns_from_the_aiding_view_as_adversarial_does() -> None:
     data = pictures(4)
     learnt = []
-    for objective in ("adversarial", "preserving"):
+    for objective in ("adversarial", "preserving", "both"):
         env = MaskVectorEnv(2, dataset=data, grid=4, objective=objective, judge_batch=2, reward_model=FlatJudge(data))
         env.reset(seed=0)
         env.step(np.eye(16)[:2])
         learnt.append(torch.cat([p.detach().flatten() for p in env.game.reward_model.model.parameters()]))
-    assert torch.equal(*learnt)
+    assert torch.equal(learnt[0], learnt[1])
+    assert torch.equal(learnt[0], learnt[2])
 
 
 def test_sensitivity_by_hand_and_without_labels() -> None:
@@ -279,7 +336,7 @@ def test_what_cannot_learn_is_refused() -> None:
         frozen.update(images, images, labels)
     with pytest.raises(ConfigurationError, match="joint=False"):
         ClassifierReward(FlatJudge(data).requires_grad_(False), "adversarial", CPU, trainable=True)
-    with pytest.raises(ConfigurationError, match="'adversarial', 'preserving', 'sensitivity'"):
+    with pytest.raises(ConfigurationError, match="'adversarial', 'preserving', 'both', 'sensitivity'"):
         ClassifierReward(FlatJudge(data), "reconstruction", CPU, trainable=False)
 
 
