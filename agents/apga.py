@@ -53,6 +53,7 @@ from maskaug.agents import bernoulli, plackett_luce
 from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds
 from maskaug.agents.networks import GridPolicy
 from maskaug.agents.ternausnet import TernausNet11
+from maskaug.envs.ensemble import kind_of, members_of
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.networks import SmallClassifier, seeded_weights, to_float
@@ -93,7 +94,8 @@ class APGASettings:
         average: decay of the moving average of the weights, which is what predicts; 0 predicts with the last ones.
         mirror: let the policy see half of its images mirrored, and average both views when it predicts.
         init: "judge" starts the policy's trunk from the judge's weights, "random" from the seed, "auto" from the judge
-            where it is a `SmallClassifier` of the same width, else from the seed (network "grid" only).
+            where it, or one of several, is a `SmallClassifier` of the same width, else from the seed (network "grid"
+            only).
         smooth: whether the policy's map is smoothed over neighbouring cells (network "grid" only).
         width: channels of the policy's first stage, a multiple of 8 (network "grid" only).
         loss_scale: the published loss's factor on its first term (100 in the authors' code).
@@ -201,12 +203,13 @@ class APGA(MaskAgent):
         if self.env is None or self.settings.init == "random":
             return
         judge = self.env.game.reward_model.model
-        if isinstance(judge, SmallClassifier) and judge.width == self.settings.width:
-            policy.trunk.load_state_dict(judge.trunk.state_dict())
+        fitting = (j for j in members_of(judge) if isinstance(j, SmallClassifier) and j.width == self.settings.width)
+        if (first := next(fitting, None)) is not None:
+            policy.trunk.load_state_dict(first.trunk.state_dict())
         elif self.settings.init == "judge":
             raise ConfigurationError(
                 f"init='judge' needs a SmallClassifier of width {self.settings.width} as the judge, not "
-                f"{type(judge).__name__}; use init='random'"
+                f"{kind_of(judge)}; use init='random'"
             )
 
     def start_from(

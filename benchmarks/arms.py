@@ -42,8 +42,8 @@ CONTROLS = {"ours": ("none", "autoencoder", "centre", "variance", "swapped")}
 
 #: keywords of the environment that are not for the user to set.
 _OWN = {
-    "split", "area", "area_price", "action", "patch_cells", "objective", "joint", "reward_model", "judge_batch",
-    "repeat",
+    "split", "area", "area_price", "action", "patch_cells", "objective", "joint", "reward_model", "sensitivity",
+    "judge_batch", "repeat",
 }  # fmt: skip
 
 

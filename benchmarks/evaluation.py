@@ -46,7 +46,12 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
         if not (run / name).is_file():
             raise ConfigurationError(f"{run} has no {name}: its training has not ended; continue it with --resume")
     agent = load_agent(run / MASKER, device=device)
-    judge = frozen_reward(load_judge(run / JUDGE)[0], keywords.get("objective", "adversarial"), resolve_device(device))
+    judge = frozen_reward(
+        load_judge(run / JUDGE)[0],
+        keywords.get("objective", "adversarial"),
+        resolve_device(device),
+        keywords.get("sensitivity"),
+    )
     report = report_on(agent, dataset, train_set, judge, keywords.get("fill", "zero"))
     results = {**report.flat(split), **correlations(agent, dataset, judge, keywords.get("fill", "zero"))}
     folder = RunFolder(run, asked, resume=True)

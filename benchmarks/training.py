@@ -196,17 +196,20 @@ def train(
 
 def _refuse_leakage(keywords: Mapping[str, Any]) -> None:
     # The seed splits the data: a judge of another split has been trained on images that this run holds out.
-    file = keywords.get("reward_model")
-    if file is None or Path(file).suffix != ".safetensors":
+    given = keywords.get("reward_model")
+    judges = given if isinstance(given, list | tuple) else [given]
+    files = [judge for judge in judges if judge is not None and Path(judge).suffix == ".safetensors"]
+    if not files:
         return
-    about = load_judge(file)[1]
     train_set = dataset_of(keywords, "train")
-    same_data = about.get("data") == train_set.name
-    if same_data and about.get("seed") != keywords["seed"] and about.get("digest") != train_set.digest:
-        raise ConfigurationError(
-            f"{file} was pre-trained with --seed {about.get('seed')} on another split of {train_set.name}: it has seen "
-            f"images that --seed {keywords['seed']} holds out; use the same seed for both"
-        )
+    for file in files:
+        about = load_judge(file)[1]
+        same_data = about.get("data") == train_set.name
+        if same_data and about.get("seed") != keywords["seed"] and about.get("digest") != train_set.digest:
+            raise ConfigurationError(
+                f"{file} was pre-trained with --seed {about.get('seed')} on another split of {train_set.name}: it has "
+                f"seen images that --seed {keywords['seed']} holds out; use the same seed for both"
+            )
 
 
 def _defaults() -> dict[str, Any]:
@@ -217,6 +220,8 @@ def _defaults() -> dict[str, Any]:
 
 def _from_anywhere(name: str, value: Any) -> Any:
     # A run is continued and evaluated from other folders than the one it was started in.
+    if name == "reward_model" and isinstance(value, list | tuple):
+        return [_from_anywhere(name, one) for one in value]
     if name == "root" or (name == "reward_model" and Path(value).suffix == ".safetensors"):
         return str(Path(value).expanduser().resolve())
     return value

@@ -127,6 +127,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             steps=game.steps,
             joint=False,
             reward_model=game.reward_model.model,
+            sensitivity=game.sensitivity,
             only_class=game.only_class,
             device=game.device,
             tensors=game.tensors,

@@ -19,18 +19,19 @@ import numpy.typing as npt
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Discrete
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskaug.envs.actions import ActionRule, is_number
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
 from maskaug.envs.defaults import default_grid
+from maskaug.envs.ensemble import kind_of
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.judges import resolve_judge
+from maskaug.envs.judges import Judge, resolve_judge
 from maskaug.envs.judging import ClassifierJudging, Judging, ReconstructionJudging, Scene, generator_of
 from maskaug.envs.masking import FILLS, cells_to_mask, filler, keep, patch_to_cells
 from maskaug.envs.masking import area_price as price_of_area
 from maskaug.envs.pictures import Pictures
-from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel
+from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel, check_sensitivity
 
 OBJECTIVES = (*ClassifierReward.objectives, *ReconstructionReward.objectives)
 
@@ -48,8 +49,8 @@ class Outcome:
         cells: (N, *rule.shape) bool, the cells that were selected.
         ended: (N,) bool on the host, the slots whose episode is over.
         hidden: (N, C, H, W) uint8, the images with the selected part hidden.
-        shown: (N, C, H, W) uint8, the images as the judge saw them: `hidden`, or where it is the aiding view that is
-            judged, that one.
+        shown: (V·N, C, H, W) uint8, the images as the judge saw them, in the order of its `views`, of which there are
+            V, 1 but for objective="both": `hidden`, or the aiding views, or these after those.
     """
 
     reward: Tensor
@@ -85,7 +86,8 @@ class MaskGame:
             other splits stay whole, and "all" is refused.
         flip: show each image mirrored left to right with probability ½, anew each time that a slot comes to it, the
             same for all its tries. The judge, too, sees and learns what is shown; `evaluation` mirrors nothing.
-        objective: "adversarial" or "sensitivity", see `ClassifierReward`; "reconstruction", see `ReconstructionReward`.
+        objective: "adversarial", "preserving", "both" or "sensitivity", see `ClassifierReward`; "reconstruction", see
+            `ReconstructionReward`.
         action: "grid" or "patch"; see `ActionRule`.
         grid: cells along each side, default 8; for images of 224×224 pixels 16, except with action="patch".
         patch_cells: side of a patch in cells; with action="patch" only.
@@ -98,7 +100,11 @@ class MaskGame:
         judge_batch: images a judge's update is made of, however many slots there are.
         reward_model: a name ("small"; for reconstruction also "context_encoder", the paper's), a .safetensors path, or
             a module: (N, C, H, W) float in [0, 1] → logits, or for reconstruction → images of the same shape. A module
-            is used as it is, not copied: with joint=True it is trained in place.
+            is used as it is, not copied: with joint=True it is trained in place. Classifiers may be several, a list of
+            names, paths and modules: rewards are then the mean of what each of them says, and with joint=True each
+            learns. The same name twice is two judges with first weights of their own.
+        sensitivity: what objective="sensitivity" compares: "output" (the default), the judge's logits, or "features",
+            what its last layer gets; see `ClassifierReward`. The clean images' features are kept on the device.
         visible_weight: weight of the visible pixels' error in what a reconstructor learns from, default 0 as in the
             paper; with joint=True and objective="reconstruction" only. The reward never knows of it.
         only_class: play only the images of this class (its name); None plays all. A classifier must then be frozen: one
@@ -135,7 +141,8 @@ class MaskGame:
         joint: bool = True,
         judge_lr: float | None = None,
         judge_batch: int | None = None,
-        reward_model: str | os.PathLike[str] | nn.Module | None = None,
+        reward_model: Judge | Sequence[Judge] | None = None,
+        sensitivity: str | None = None,
         visible_weight: float | None = None,
         only_class: str | None = None,
         repeat: int = 1,
@@ -153,6 +160,7 @@ class MaskGame:
                 raise ConfigurationError(f"{name}={flag!r} must be True or False")
         if objective not in OBJECTIVES:
             raise ConfigurationError(f"objective={objective!r} is unknown in this version; use one of {OBJECTIVES}")
+        check_sensitivity(sensitivity, objective)
         if fill not in FILLS:
             raise ConfigurationError(f"fill={fill!r} is unknown; use one of {FILLS}")
         if not joint and (judge_lr is not None or judge_batch is not None):
@@ -216,7 +224,9 @@ class MaskGame:
         if classifies:
             model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
             self.judging: Judging = ClassifierJudging(
-                ClassifierReward(model, objective, self.device, trainable=joint, lr=lr),
+                ClassifierReward(
+                    model, objective, self.device, trainable=joint, lr=lr, sensitivity=sensitivity
+                ),
                 dataset, self.pictures, num_envs, self.rule, joint, fill, self.judge_batch, flip,
             )  # fmt: skip
         else:
@@ -255,6 +265,12 @@ class MaskGame:
     def objective(self) -> str:
         """What is rewarded."""
         return self.judging.reward_model.objective
+
+    @property
+    def sensitivity(self) -> str | None:
+        """What objective="sensitivity" compares, "output" or "features"; None for the other objectives."""
+        judge = self.judging.reward_model
+        return judge.sensitivity if isinstance(judge, ClassifierReward) else None
 
     @property
     def judge_loss(self) -> float:
@@ -374,7 +390,7 @@ class MaskGame:
         # What stays is spread over the pixels, not what goes: one pass over them less.
         hidden = keep(images, cells_to_mask(~cells, *images.shape[2:]), filling)
         shown = hidden
-        if self.objective == "preserving":
+        if "kept" in self.reward_model.views:
             shown = self.reward_model.view(images, cells_to_mask(cells, *images.shape[2:]), filling)
         self._fetch_next()
         terms = self.judging.judge(scene, cells, shown)
@@ -498,7 +514,8 @@ class MaskGame:
             "steps": self.steps, "judge_batch": self.judge_batch, "action": self.rule.kind, "grid": self.rule.grid,
             "patch_cells": self.rule.patch_cells, "area": self.rule.area, "area_price": self.rule.price,
             "flip": self.flip,
-            "reward_model": type(judge.model).__name__, "judge_lr": judge.lr if self.joint else None,
+            "reward_model": kind_of(judge.model), "judge_lr": judge.lr if self.joint else None,
+            "sensitivity": self.sensitivity,
             "visible_weight": judge.visible_weight if isinstance(judge, ReconstructionReward) else None,
         }  # fmt: skip
 

@@ -10,7 +10,7 @@ import copy
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,21 @@ from safetensors.torch import load_file
 from torch import nn
 
 from maskaug.envs.densenet import DenseNet169
+from maskaug.envs.ensemble import Ensemble, members_of
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.networks import SmallClassifier, seeded_weights
 from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder, reestimate_statistics
 
+#: a judge as people name it: a name, a .safetensors path, or the network itself.
+Judge = str | os.PathLike[str] | nn.Module
+
 #: name → a classifier, called as Network(in_channels=, classes=).
 JUDGES: dict[str, type[nn.Module]] = {"small": SmallClassifier, "densenet169": DenseNet169}
 #: name → a reconstruction network, called as Network(in_channels=).
 RECONSTRUCTORS: dict[str, type[nn.Module]] = {"small": SmallContextEncoder, "context_encoder": ContextEncoder}
+# What a file of several judges says instead of a name.
+_ENSEMBLE = "ensemble"
 
 
 def make_judge(name: str, channels: int, classes: int | None, seed: int, **settings: int) -> nn.Module:
@@ -55,17 +61,35 @@ def make_judge(name: str, channels: int, classes: int | None, seed: int, **setti
 
 
 def save_judge(path: str | os.PathLike[str], model: nn.Module, **about: Any) -> None:
-    """Write a judge made by `make_judge`: weights and its recipe; `about` is kept beside it (JSON values only)."""
+    """Write a judge made by `make_judge`, or an `Ensemble` of such: its weights and its recipe.
+
+    Args:
+        path: the .safetensors file.
+        model: the judge.
+        **about: what else is to be known of it, JSON values; it is kept beside the recipe.
+    """
+    if isinstance(model, Ensemble):
+        members = [_recipe(judge) for judge in model.judges]
+        common = {"kind": "classifier", **{name: members[0].get(name) for name in ("in_channels", "classes")}}
+        if any(not common.items() <= member.items() for member in members):
+            raise ConfigurationError(
+                "the members of this ensemble are not classifiers of the same channels and classes; save each alone"
+            )
+        # Said once, so that a file cannot contradict itself.
+        members = [{name: value for name, value in member.items() if name not in common} for member in members]
+        recipe = {**common, "judge": _ENSEMBLE, "members": members}
+    else:
+        recipe = _recipe(model)
+    if clash := sorted(recipe.keys() & about.keys()):
+        raise ConfigurationError(f"{', '.join(clash)} is written from the network itself; give it another name")
+    write_safetensors(path, dict(model.state_dict()), {"maskaug_judge": json.dumps({**recipe, **about})})
+
+
+def _recipe(model: nn.Module) -> dict[str, Any]:
     for kind, known in (("classifier", JUDGES), ("reconstructor", RECONSTRUCTORS)):
         for name, network in known.items():
             if type(model) is network:
-                recipe = {"kind": kind, "judge": name, **model.recipe}  # type: ignore[dict-item]
-                if clash := sorted(recipe.keys() & about.keys()):
-                    raise ConfigurationError(
-                        f"{', '.join(clash)} is written from the network itself; give it another name"
-                    )
-                write_safetensors(path, dict(model.state_dict()), {"maskaug_judge": json.dumps({**recipe, **about})})
-                return
+                return {"kind": kind, "judge": name, **model.recipe}  # type: ignore[dict-item]
     known_names = ", ".join(sorted({*JUDGES, *RECONSTRUCTORS}))
     raise ConfigurationError(
         f"{type(model).__name__} is not one of MaskAug's judges ({known_names}); save its state_dict with "
@@ -92,15 +116,23 @@ def load_judge(path: str | os.PathLike[str]) -> tuple[nn.Module, Mapping[str, An
         about: dict[str, Any] = json.loads(metadata["maskaug_judge"])
         if not isinstance(about, dict):
             raise TypeError(f"it holds a {type(about).__name__}, not a recipe")
-        network = (RECONSTRUCTORS if about.get("kind") == "reconstructor" else JUDGES)[about["judge"]]
         with seeded_weights(0):
-            model = network(**{name: about[name] for name in inspect.signature(network).parameters})
+            if about["judge"] == _ENSEMBLE:
+                common = {"kind": "classifier", "in_channels": about["in_channels"], "classes": about["classes"]}
+                model: nn.Module = Ensemble([_build({**member, **common}) for member in about["members"]])
+            else:
+                model = _build(about)
         model.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise JudgeError(
             f"{path} does not hold what its header says ({error}); write it anew with `maskaug pretrain`"
         ) from None
     return model, about
+
+
+def _build(recipe: Mapping[str, Any]) -> nn.Module:
+    network = (RECONSTRUCTORS if recipe.get("kind") == "reconstructor" else JUDGES)[recipe["judge"]]
+    return network(**{name: recipe[name] for name in inspect.signature(network).parameters})
 
 
 def load_encoder(path: str | os.PathLike[str]) -> FrozenEncoder:
@@ -134,7 +166,7 @@ def save_encoder(
 
 
 def resolve_judge(
-    reward_model: str | os.PathLike[str] | nn.Module | None,
+    reward_model: Judge | Sequence[Judge] | None,
     image_shape: tuple[int, int, int],
     classes: int | None,
     seed: int,
@@ -144,16 +176,25 @@ def resolve_judge(
     """The judge of an environment, checked against its images and classes.
 
     Args:
-        reward_model: a name (None means "small"), a .safetensors path, or a module.
+        reward_model: a name (None means "small"), a .safetensors path, or a module; for a classifier also several of
+            them, which become an `Ensemble`. The same name twice is two judges with first weights of their own.
         image_shape: (C, H, W) of the images.
         classes: number of classes of the data set; None asks for a reconstruction network.
         seed: of a new judge's first weights.
         joint: whether it will learn; a judge that will not needs weights.
     """
+    if reward_model is None or isinstance(reward_model, str | os.PathLike | nn.Module):
+        return _resolve_one(reward_model, image_shape, classes, seed, joint=joint)
+    return _resolve_several(reward_model, image_shape, classes, seed, joint=joint)
+
+
+def _resolve_one(
+    reward_model: Judge | None, image_shape: tuple[int, int, int], classes: int | None, seed: int, *, joint: bool
+) -> nn.Module:
     channels = image_shape[0]
     if isinstance(reward_model, nn.Module):
         model: nn.Module = reward_model
-    elif reward_model is not None and reward_model not in {*JUDGES, *RECONSTRUCTORS} and _is_file(reward_model):
+    elif reward_model is not None and _is_file(reward_model):
         model, about = load_judge(reward_model)
         rebuilds = about.get("kind") == "reconstructor"
         if (classes is None) != rebuilds:
@@ -201,10 +242,43 @@ def resolve_judge(
     return model
 
 
+def _resolve_several(
+    reward_models: Sequence[Judge], image_shape: tuple[int, int, int], classes: int | None, seed: int, *, joint: bool
+) -> nn.Module:
+    kinds = (str, os.PathLike, nn.Module)
+    if not isinstance(reward_models, list | tuple) or not all(isinstance(one, kinds) for one in reward_models):
+        raise ConfigurationError(
+            f"reward_model={reward_models!r} must be a name, a .safetensors path, an nn.Module, or a list of these"
+        )
+    if len(reward_models) == 1:
+        return _resolve_one(reward_models[0], image_shape, classes, seed, joint=joint)
+    if classes is None:
+        raise ConfigurationError(
+            "several reward models are averaged for classifiers only, and this objective needs a reconstructor; give "
+            "one of them, or change the objective"
+        )
+    if not reward_models:
+        raise ConfigurationError("reward_model is an empty list; give at least one judge, or leave it out")
+    files = [Path(one).resolve() for one in reward_models if not isinstance(one, nn.Module) and _is_file(one)]
+    modules = [id(part) for one in reward_models if isinstance(one, nn.Module) for part in members_of(one)]
+    if len({*files, *modules}) < len(files) + len(modules):
+        raise ConfigurationError(
+            "reward_model holds the same judge twice, which costs two passes and changes nothing; give each once (the "
+            "same name twice is two judges with first weights of their own)"
+        )
+    # The first is what it would be alone; the others' weights must not be another run's, of a seed beside this one.
+    drawn = torch.randint(2**62, (len(reward_models) - 1,), generator=torch.Generator().manual_seed(seed))
+    seeds = [seed, *drawn.tolist()]
+    judges = [
+        _resolve_one(one, image_shape, classes, own, joint=joint) for one, own in zip(reward_models, seeds, strict=True)
+    ]
+    return Ensemble(judges)
+
+
 def _said(channels: int, classes: int | None) -> str:
     return f"{channels} channels" if classes is None else f"{channels} channels and {classes} classes"
 
 
 def _is_file(name: str | os.PathLike[str]) -> bool:
     # A name with the ending is meant as a file even where there is none: the error then says so.
-    return Path(name).suffix == ".safetensors" or Path(name).exists()
+    return name not in {*JUDGES, *RECONSTRUCTORS} and (Path(name).suffix == ".safetensors" or Path(name).exists())

@@ -86,7 +86,7 @@ class Judging(ABC):
         Args:
             scene: the images.
             cells: (N, *rule.shape) bool.
-            shown: (N, C, H, W) uint8, the images as the judge is to see them.
+            shown: (N, C, H, W) uint8, the images as the judge is to see them; see `RewardModel.view`.
 
         Raises:
             JudgeError: an answer is not finite; nothing has changed then.
@@ -162,7 +162,11 @@ class ClassifierJudging(Judging):
         self._fill, self._batch = fill, batch
         # By picture: what the judge says of an image in a mirror is another answer.
         pictures_seen = len(dataset) * (1 + flip)
-        self._clean = torch.zeros(pictures_seen, len(dataset.class_names), device=device)
+        # The judge's answers to every image: as many logits as its members have classes, or its features.
+        width = len(reward_model.judges) * len(dataset.class_names)
+        if reward_model.sensitivity == "features":
+            width = reward_model.answers(pictures.at(np.zeros(1, np.int64))).shape[1]
+        self._clean = torch.zeros(pictures_seen, width, device=device)
         self._known = np.zeros(pictures_seen, np.bool_)
         self._known_version = reward_model.weights_version()
         # Its own generator: a slot must see the same images however often the judge learns.
@@ -176,7 +180,7 @@ class ClassifierJudging(Judging):
 
     def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """See `Judging.judge`; changes nothing."""
-        terms = self.reward_model.score(shown, self._clean_logits(scene.picture, scene.images), scene.truth)
+        terms = self.reward_model.score(shown, self._clean_answers(scene.picture, scene.images), scene.truth)
         self._refuse_infinite(terms["gain"], scene.index)
         return terms
 
@@ -222,7 +226,7 @@ class ClassifierJudging(Judging):
         # Kept losses differ in their last bits with the batch they came from, and one seed is to give one game.
         self._known[:] = False
 
-    def _clean_logits(self, picture: npt.NDArray[np.int64], images: Tensor) -> Tensor:
+    def _clean_answers(self, picture: npt.NDArray[np.int64], images: Tensor) -> Tensor:
         # Once per picture as long as the judge's weights stay: half of all passes would go there otherwise.
         version = self.reward_model.weights_version()
         if self._known_version != version:
@@ -232,10 +236,10 @@ class ClassifierJudging(Judging):
         if not self._known[picture].all():
             new, first = np.unique(picture, return_index=True)
             new, first = new[~self._known[new]], first[~self._known[new]]
-            logits = self.reward_model.logits(images[torch.from_numpy(first).to(device)]).float()
+            answers = self.reward_model.answers(images[torch.from_numpy(first).to(device)]).float()
             # Before it is kept: the same step can then be tried again.
-            self._refuse(new[~logits.isfinite().all(1).cpu().numpy()] % len(self.dataset))
-            self._clean[torch.from_numpy(new).to(device)] = logits
+            self._refuse(new[~answers.isfinite().all(1).cpu().numpy()] % len(self.dataset))
+            self._clean[torch.from_numpy(new).to(device)] = answers
             self._known[new] = True
         return self._clean[torch.from_numpy(picture).to(device)]
 

@@ -92,7 +92,7 @@ def mask_row(
 
 
 def render_step(game: MaskGame, outcome: Outcome | None, slot: int, side: int = 192) -> Picture:
-    """One slot's frame: image with region · mask · what the judge saw, and the reward in words."""
+    """One slot's frame: image with region · mask · what the judge saw (one picture or two), and the reward in words."""
     mirrored, index = divmod(int((game.picture if outcome is None else outcome.picture)[slot]), len(game.dataset))
     image = game.dataset.images[index]
     region = None if game.dataset.regions is None else game.dataset.regions[index]
@@ -100,7 +100,10 @@ def render_step(game: MaskGame, outcome: Outcome | None, slot: int, side: int = 
         image, region = image[..., ::-1], None if region is None else region[..., ::-1]
     mask = np.zeros(image.shape[1:], np.bool_) if outcome is None else outcome.mask[slot].cpu().numpy()
     panels = mask_row(image, region, mask, side)[1:3]
-    panels.append(to_rgb(image if outcome is None else outcome.shown[slot].cpu().numpy(), side))
+    views = [image] * len(game.reward_model.views)
+    if outcome is not None:
+        views = list(outcome.shown[slot :: game.num_envs].cpu().numpy())
+    panels += [to_rgb(view, side) for view in views]
     words = "no mask yet"
     if outcome is not None:
         words = f"reward {float(outcome.reward[slot]):+.3f}   area {float(outcome.terms['area'][slot]):.0%}"

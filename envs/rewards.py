@@ -15,9 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskaug.envs.ensemble import members_of
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.masking import hide, keep, mask_to_cells
 from maskaug.envs.networks import to_float
+
+#: what objective="sensitivity" compares.
+SENSITIVITIES = ("output", "features")
 
 #: (rows (M,) int64, images as the judge is shown them (M, C, H, W) uint8, cells (M, g, g) bool) → gains (M,) float32.
 Gains = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -36,6 +40,8 @@ class RewardModel(ABC):
 
     #: the objectives that this kind of judge plays.
     objectives: ClassVar[tuple[str, ...]]
+    #: what the judge is shown of an image: "hidden", without the selected part, or "kept", nothing else; or both.
+    views: tuple[str, ...] = ("hidden",)
 
     def __init__(
         self, model: nn.Module, objective: str, device: torch.device, *, trainable: bool, lr: float = 1e-3
@@ -70,8 +76,12 @@ class RewardModel(ABC):
         """The names of the reward's terms, each (N,); "gain" is the reward before any price."""
 
     def view(self, images: Tensor, mask: Tensor, filling: Tensor) -> Tensor:
-        """What the judge is shown of images (N, C, H, W): without the mask (N, H, W) bool, or nothing else of them."""
-        return keep(images, mask, filling) if self.objective == "preserving" else hide(images, mask, filling)
+        """What the judge is shown of images (N, C, H, W): without the mask (N, H, W) bool, or nothing else of them.
+
+        Where it is shown both, all of the one come before all of the other: (2N, C, H, W).
+        """
+        parts = [(keep if name == "kept" else hide)(images, mask, filling) for name in self.views]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @abstractmethod
     def against(self, images: Tensor, labels: Tensor) -> Gains:
@@ -124,42 +134,109 @@ class ClassifierReward(RewardModel):
     * "adversarial": CE(f(selected part hidden), y) − CE(f(x), y); high where the hidden part mattered for the truth.
     * "preserving": −(CE(f(all but the selected part hidden), y) − CE(f(x), y)); at most the clean loss, and high where
       the selected part alone is enough for the truth.
-    * "sensitivity": Σ over classes of |change of the centred logit|, no label needed; with two classes this is the
-      absolute change of the log-odds.
+    * "both": the sum of the two, CE(f(selected part hidden), y) − CE(f(all but the selected part hidden), y); high
+      where the selected part is needed and enough (Dabkowski & Gal, 2017, arXiv 1705.07857, ask for both).
+    * "sensitivity": what hiding the selected part changes in the judge, no label needed (Zeiler & Fergus, 2014,
+      arXiv 1311.2901). In its output: Σ over classes of |change of the centred logit|; with two classes this is the
+      absolute change of the log-odds. In its features: ‖φ(selected part hidden) − φ(x)‖₂ ÷ (‖φ(x)‖₂ + 1e-6), φ what
+      the last layer gets.
 
-    Both losses of a reward always come from the same weights in the same, evaluation, mode (papers.md §1, mistake 4).
+    All answers of a reward come from the same weights in the same, evaluation, mode (papers.md §1, mistake 4). With an
+    `Ensemble` every term is the mean of its members' terms: of their losses, and of the sizes of their changes, which
+    is not the size of the mean change.
 
     Args:
         model: (N, C, H, W) float in [0, 1] → logits (N, classes).
         objective, device, trainable, lr: see `RewardModel`.
+        sensitivity: "output" (None means it) or "features"; with objective="sensitivity" only. Features are
+            `model.features`: (N, C, H, W) float in [0, 1] → (N, F).
     """
 
-    objectives = ("adversarial", "preserving", "sensitivity")
+    objectives = ("adversarial", "preserving", "both", "sensitivity")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: str,
+        device: torch.device,
+        *,
+        trainable: bool,
+        lr: float = 1e-3,
+        sensitivity: str | None = None,
+    ) -> None:
+        check_sensitivity(sensitivity, objective)
+        self.views = {"preserving": ("kept",), "both": ("hidden", "kept")}.get(objective, self.views)
+        self.judges = members_of(model)
+        #: what "sensitivity" compares; None for the other objectives.
+        self.sensitivity = "output" if sensitivity is None and objective == "sensitivity" else sensitivity
+        if self.sensitivity == "features":
+            for judge in self.judges:
+                if not callable(getattr(judge, "features", None)):
+                    raise ConfigurationError(
+                        f"sensitivity='features' asks the judge for its features, and {type(judge).__name__} has none; "
+                        "give it a method features(images (N, C, H, W)) → (N, F), or use sensitivity='output'"
+                    )
+        super().__init__(model, objective, device, trainable=trainable, lr=lr)
+
+    def answers(self, images: Tensor) -> Tensor:
+        """What rewards are made of, in evaluation mode, without gradient: logits, or features.
+
+        Args:
+            images: (N, C, H, W) uint8.
+
+        Returns:
+            (N, A), with A the number of classes (or of features); those of an ensemble's members side by side.
+        """
+        parts = self._answers(images)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 → logits (N, classes), in evaluation mode, without gradient."""
-        if self.model.training:
+    def _answers(self, images: Tensor) -> list[Tensor]:
+        if any(judge.training for judge in self.judges):
             self.model.eval()
-        result: Tensor = self.model(to_float(images))
-        # Detached: a view of a parameter keeps its gradient even under no_grad.
-        return result.detach()
+        inputs = to_float(images)
+        if self.sensitivity != "features":
+            # Detached: a view of a parameter keeps its gradient even under no_grad.
+            return [judge(inputs).detach() for judge in self.judges]
+        parts = [judge.features(inputs).detach() for judge in self.judges]  # type: ignore[operator]
+        for judge, part in zip(self.judges, parts, strict=True):
+            if part.ndim != 2 or len(part) != len(images):
+                raise ConfigurationError(
+                    f"{type(judge).__name__}.features must return (N, F), but for images {tuple(images.shape)} it "
+                    f"returned {tuple(part.shape)}; pool its maps, or use sensitivity='output'"
+                )
+        return parts
 
-    def score(self, shown: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def score(self, shown: Tensor, clean: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the reward, each (N,) float32.
 
         Args:
-            shown: (N, C, H, W) uint8, the images as the judge is to see them; see `view`.
-            clean_logits: (N, classes), of the same images untouched, from the same weights.
+            shown: (N, C, H, W) uint8, the images as the judge is to see them; (2N, C, H, W) for "both"; see `view`.
+            clean: (N, A), the `answers` to the same images untouched, from the same weights.
             labels: (N,) int64; not looked at by "sensitivity".
         """
-        logits = self.logits(shown)
-        if self.objective == "sensitivity":
-            change = (logits - logits.mean(1, keepdim=True)) - (clean_logits - clean_logits.mean(1, keepdim=True))
+        masked = self._answers(shown)
+        if len(masked) == 1:
+            return self._terms(clean, masked[0], labels)
+        known = clean.split([part.shape[1] for part in masked], 1)  # type: ignore[no-untyped-call]
+        each = [self._terms(*answers, labels) for answers in zip(known, masked, strict=True)]
+        return {name: torch.stack([terms[name] for terms in each]).mean(0) for name in self.terms}
+
+    def _terms(self, clean_answer: Tensor, answer: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        # Of one judge.
+        if self.sensitivity == "features":
+            norms = torch.linalg.vector_norm(clean_answer, dim=1)
+            return {"gain": torch.linalg.vector_norm(answer - clean_answer, dim=1) / (norms + 1e-6)}
+        if self.sensitivity == "output":
+            change = (answer - answer.mean(1, keepdim=True)) - (clean_answer - clean_answer.mean(1, keepdim=True))
             return {"gain": change.abs().sum(1)}
-        clean, masked = (functional.cross_entropy(x, labels, reduction="none") for x in (clean_logits, logits))
+        parts = (clean_answer, answer) if len(self.views) == 1 else (clean_answer, *answer.chunk(2))
+        losses = [functional.cross_entropy(part, labels, reduction="none") for part in parts]
+        clean, masked = losses[:2]
         if self.objective == "preserving":
             return {"loss_clean": clean, "loss_kept": masked, "gain": clean - masked}
+        if self.objective == "both":
+            return {"loss_clean": clean, "loss_hidden": masked, "loss_kept": losses[2], "gain": masked - losses[2]}
         return {"loss_clean": clean, "loss_hidden": masked, "gain": masked - clean}
 
     @property
@@ -167,15 +244,17 @@ class ClassifierReward(RewardModel):
         """The names that `score` returns."""
         if self.objective == "sensitivity":
             return ("gain",)
-        return ("loss_clean", "loss_kept" if self.objective == "preserving" else "loss_hidden", "gain")
+        return ("loss_clean", *(f"loss_{name}" for name in self.views), "gain")
 
     def against(self, images: Tensor, labels: Tensor) -> Gains:
         """See `RewardModel.against`."""
-        clean = self.logits(images)
+        clean = self.answers(images)
         return lambda rows, shown, _: self.score(shown, clean[rows], labels[rows])["gain"]
 
     def update(self, images: Tensor, aiding: Tensor, labels: Tensor) -> dict[str, float]:
         """One Adam step on cross-entropy over the clean images and their aiding views, in equal parts.
+
+        Each member of an ensemble learns by itself: the loss is the mean of theirs.
 
         The paper takes one step for each (its steps 1 and 5); one step on both halves the number of passes through
         the optimiser and keeps the two from overwriting one another.
@@ -183,7 +262,9 @@ class ClassifierReward(RewardModel):
         if self.optimiser is None:
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
         self.model.train()
-        loss = functional.cross_entropy(self.model(to_float(torch.cat([images, aiding]))), torch.cat([labels, labels]))
+        inputs, truth = to_float(torch.cat([images, aiding])), torch.cat([labels, labels])
+        losses = [functional.cross_entropy(judge(inputs), truth) for judge in self.judges]
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         self.model.eval()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -341,11 +422,25 @@ class ReconstructionReward(RewardModel):
         self._set_gradients(state["gradients"])  # type: ignore[arg-type]
 
 
-def frozen_reward(model: nn.Module, objective: str, device: torch.device) -> RewardModel:
-    """A judge that only judges, of the kind that plays `objective`."""
+def frozen_reward(
+    model: nn.Module, objective: str, device: torch.device, sensitivity: str | None = None
+) -> RewardModel:
+    """A judge that only judges, of the kind that plays `objective`; `sensitivity` as in `ClassifierReward`."""
     if objective in ReconstructionReward.objectives:
+        check_sensitivity(sensitivity, objective)
         return ReconstructionReward(model, device, trainable=False)
-    return ClassifierReward(model, objective, device, trainable=False)
+    return ClassifierReward(model, objective, device, trainable=False, sensitivity=sensitivity)
+
+
+def check_sensitivity(sensitivity: str | None, objective: str) -> None:
+    """Raise ConfigurationError if `sensitivity` is unknown, or given with an objective that does not ask for it."""
+    if sensitivity is not None and objective != "sensitivity":
+        raise ConfigurationError(
+            f"sensitivity={sensitivity!r} does nothing with objective={objective!r}; leave it out, or use "
+            "objective='sensitivity'"
+        )
+    if sensitivity not in (None, *SENSITIVITIES):
+        raise ConfigurationError(f"sensitivity={sensitivity!r} is unknown; use one of {SENSITIVITIES}")
 
 
 def _grid_of(images: Tensor, cells: Tensor) -> int | None:

@@ -41,7 +41,9 @@ class EnvOptions(Options):
         joint: whether the judge learns along.
         judge_lr: the judge's learning rate.
         judge_batch: images in an update of the judge.
-        reward_model: the judge: "small", "context_encoder" (reconstruction), or a .safetensors file.
+        reward_model: the judge: "small", "densenet169", "context_encoder" (reconstruction), or a .safetensors file;
+            several classifiers are averaged.
+        sensitivity: what objective sensitivity compares: output or features.
         visible_weight: weight of what was not hidden in what a reconstructor learns from.
         only_class: play the images of this class only.
         repeat: tries on each image.
@@ -72,7 +74,8 @@ class EnvOptions(Options):
     joint: bool | None = None
     judge_lr: float | None = None
     judge_batch: int | None = None
-    reward_model: str | None = None
+    reward_model: tuple[str, ...] | None = None
+    sensitivity: str | None = None
     visible_weight: float | None = None
     only_class: str | None = None
     repeat: int | None = None
@@ -85,6 +88,14 @@ class EnvOptions(Options):
     task: str | None = None
     classes: int | None = None
     body_part: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What was given; one judge as itself, several as a list."""
+        found = super().given()
+        if self.reward_model is not None:
+            judges = list(self.reward_model)
+            found["reward_model"] = judges[0] if len(judges) == 1 else judges
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

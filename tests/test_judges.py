@@ -149,7 +149,7 @@ def test_a_frozen_judge_needs_weights_and_an_unknown_one_lists_the_known() -> No
     for name in (None, "small"):
         with pytest.raises(ConfigurationError, match="reward_model=FILE from `maskaug pretrain`"):
             resolve_judge(name, SHAPE, 2, 0, joint=False)
-    with pytest.raises(ConfigurationError, match="'resnet' is neither a known classifier \\(small\\) nor"):
+    with pytest.raises(ConfigurationError, match="'resnet' is neither a known classifier \\(small, densenet169\\) nor"):
         resolve_judge("resnet", SHAPE, 2, 0, joint=True)
 
 

@@ -64,7 +64,10 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"flip": True}),
     (RECONSTRUCTION, {**RECONSTRUCTION, "flip": True}),
     ({}, {"objective": "sensitivity"}),
+    ({"objective": "sensitivity"}, {"objective": "sensitivity", "sensitivity": "features"}),
     ({}, {"objective": "preserving"}),
+    ({"objective": "preserving"}, {"objective": "both"}),
+    ({}, {"objective": "both"}),
     ({}, {"action": "patch"}),
     ({}, {"action": "pixel"}),
     ({"action": "pixel"}, {"action": "pixel", "area": 0.5}),
@@ -109,6 +112,9 @@ def test_every_keyword_changes_something(before: Game, after: Game) -> None:
 
 def test_the_judges_keywords_change_something(file: Path) -> None:
     assert not same(outcome(), outcome(reward_model=file))
+    assert not same(outcome(), outcome(reward_model=["small", "small"]))
+    assert not same(outcome(reward_model=file), outcome(reward_model=[file, "small"]))
+    assert same(outcome(), outcome(reward_model=["small"]))
     still: Game = {"joint": False, "judge_batch": None, "reward_model": file}
     assert not same(outcome(reward_model=file), outcome(**still))
     played = outcome(**still, only_class="fracture")
@@ -128,6 +134,8 @@ def test_every_keyword_has_its_test() -> None:
 def test_defaults_are_those_that_are_documented() -> None:
     assert same(outcome(), outcome(area=0.25, area_price=1.0, fill="zero", joint=True, judge_lr=1e-3, grid=8, repeat=1))
     assert same(outcome(), outcome(steps=1, flip=False))
+    changes: Game = {"objective": "sensitivity"}
+    assert same(outcome(**changes), outcome(**changes, sensitivity="output"))
     assert same(outcome(), outcome(objective="adversarial", action="grid", reward_model="small", seed=0, split="train"))
     assert same(outcome(judge_batch=None), outcome(judge_batch=32))
     assert same(outcome(action="patch"), outcome(action="patch", patch_cells=2))
@@ -154,7 +162,7 @@ LEARNS: Game = {"objective": "reconstruction", "joint": True, "reward_model": No
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"objective": "deleting"}, "use one of .*adversarial.*preserving.*sensitivity.*reconstruction"),
+        ({"objective": "deleting"}, "use one of .*adversarial.*preserving.*both.*sensitivity.*reconstruction"),
         ({"fill": "black"}, "use one of .*'zero', 'mean', 'noise', 'blur'"),
         ({"judge_lr": 1e-3}, "do nothing with joint=False; leave them out"),
         ({"judge_batch": 8}, "do nothing with joint=False; leave them out"),
@@ -176,6 +184,13 @@ LEARNS: Game = {"objective": "reconstruction", "joint": True, "reward_model": No
         ({"dataset": "synthetic", "dificulty": "easy"}, "did you mean 'difficulty'?"),
         ({"dataset": "synthetic", "task": "presence"}, "is for kind='ultrasound'; a radiograph image's label asks"),
         ({"dataset": "synthetic", "task": "mood"}, "task='mood' is unknown; use one of diagnosis, presence"),
+        ({"sensitivity": "output"}, "sensitivity='output' does nothing with objective='adversarial'; leave it out"),
+        ({**LEARNS, "sensitivity": "features"}, "does nothing with objective='reconstruction'"),
+        ({"objective": "sensitivity", "sensitivity": "labels"}, r"use one of \('output', 'features'\)"),
+        ({"objective": "sensitivity", "sensitivity": "features"}, "FlatJudge has none; give it a method features"),
+        ({"reward_model": 5}, "reward_model=5 must be a name"),
+        ({"reward_model": []}, "reward_model is an empty list"),
+        ({**LEARNS, "reward_model": ["small", "small"]}, "for classifiers only"),
         ({"visible_weight": 1.0}, "use objective='reconstruction' with joint=True, or leave it out"),
         ({"joint": True, "visible_weight": 0.0}, "visible_weight is for a reconstructor that learns"),
         ({"objective": "reconstruction", "visible_weight": 0.0}, "visible_weight is for a reconstructor that learns"),

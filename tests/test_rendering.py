@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,30 @@ def test_pictures_are_saved_as_they_are(tmp_path: Path) -> None:
     save_picture(path, picture)
     with Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(image), picture)
+
+
+@pytest.mark.parametrize("objective", ["adversarial", "preserving", "both"])
+def test_every_view_that_was_judged_is_drawn(objective: str) -> None:
+    data = dataclasses.replace(pictures(4), images=np.full((4, 1, 16, 16), 200, np.uint8), regions=None)
+    env = MaskVectorEnv(
+        2, dataset=data, grid=4, objective=objective, render_mode="rgb_array", joint=False, device="cpu",
+        reward_model=BrightnessJudge(),
+    )  # fmt: skip
+    env.reset(seed=0)
+    before = env.render()
+    # The first slot selects the upper half, the second one nothing.
+    env.step(np.stack([np.arange(16) < 8, np.zeros(16)]))
+    frames = env.render()
+    assert before is not None
+    assert frames is not None
+    assert before[0].shape == frames[0].shape
+    side = 192
+    # The middles of the upper and of the lower half of every panel after region and mask.
+    middles = [(row, left + side // 2) for left in range(2 * side, frames[0].shape[1], side) for row in (40, 150)]
+    brightness = [[int(frame[row, column, 0]) for row, column in middles] for frame in frames]
+    hidden, kept = ([0, 200], [200, 200]), ([200, 0], [0, 0])
+    expected = {"adversarial": hidden, "preserving": kept, "both": [hidden[i] + kept[i] for i in range(2)]}
+    assert brightness == list(expected[objective])
 
 
 def test_a_single_environment_renders_what_was_judged() -> None:

@@ -38,7 +38,7 @@ def actions(kind: str, steps: int, num_envs: int, seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["grid", "patch", "pixel", "box"])
-@pytest.mark.parametrize("objective", ["adversarial", "preserving", "sensitivity", "reconstruction"])
+@pytest.mark.parametrize("objective", ["adversarial", "preserving", "both", "sensitivity", "reconstruction"])
 def test_rewards_add_up_to_what_the_union_earns(kind: str, objective: str) -> None:
     judge = reconstructor(DATA) if objective == "reconstruction" else FlatJudge(DATA)
     keywords = play(action=kind, objective=objective, reward_model=judge.eval())

@@ -56,7 +56,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("objective", ["adversarial", "preserving", "sensitivity", "reconstruction"])
+@pytest.mark.parametrize("objective", ["adversarial", "preserving", "both", "sensitivity", "reconstruction"])
 @pytest.mark.parametrize("more", [{}, {"fill": "noise", "repeat": 2}, {"steps": 2}])
 def test_it_is_the_same_game_to_the_bit(kind: str, objective: str, more: Game) -> None:
     def model() -> torch.nn.Module:
