@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskaug.envs.networks import ConvTrunk, channels_last
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.networks import ConvTrunk, SmallClassifier, channels_last
 from maskaug.envs.reconstructors import PaperEncoder
 
 
@@ -52,6 +53,26 @@ class GridPolicy(nn.Module):
             maps = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
             maps = functional.conv2d(maps, (kernel[:, None] * kernel)[None, None])
         return maps[:, 0]
+
+
+def take_trunk(policy: GridPolicy, judge: nn.Module, init: str) -> None:
+    """Start the policy's trunk from a copy of the judge's weights.
+
+    Args:
+        policy: changed in place.
+        judge: a `SmallClassifier` of the same width has a trunk that fits.
+        init: "judge" refuses any other judge, "auto" leaves the policy as it is then, and "random" always does.
+    """
+    if init == "random":
+        return
+    width = policy.trunk.out_channels // 4
+    if isinstance(judge, SmallClassifier) and judge.width == width:
+        policy.trunk.load_state_dict(judge.trunk.state_dict())
+    elif init == "judge":
+        raise ConfigurationError(
+            f"init='judge' needs a SmallClassifier of width {width} as the judge, not {type(judge).__name__}; use "
+            "init='random'"
+        )
 
 
 class PlacePolicy(nn.Module):
