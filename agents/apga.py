@@ -51,12 +51,11 @@ from torch.nn import functional
 
 from maskaug.agents import bernoulli, plackett_luce
 from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds
-from maskaug.agents.networks import GridPolicy
+from maskaug.agents.networks import GridPolicy, take_trunk
 from maskaug.agents.ternausnet import TernausNet11
-from maskaug.envs.ensemble import kind_of, members_of
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.networks import SmallClassifier, seeded_weights, to_float
+from maskaug.envs.networks import seeded_weights, to_float
 
 LOSSES = ("reinforce", "published")
 INITS = ("auto", "judge", "random")
@@ -185,7 +184,8 @@ class APGA(MaskAgent):
                 policy = GridPolicy(
                     channels, self.spec.grid, self.settings.width, self.settings.smooth, level=not threshold
                 )
-                self._take_trunk(policy)
+                if self.env is not None:
+                    take_trunk(policy, self.env.game.reward_model.model, self.settings.init)
         bias = policy.head.get_parameter("bias")
         with torch.no_grad():
             if threshold and self.env is not None:
@@ -198,19 +198,6 @@ class APGA(MaskAgent):
                 area = self.spec.cells / self.spec.grid**2
                 bias.add_(math.log(area / (1 - area)))
         return policy
-
-    def _take_trunk(self, policy: GridPolicy) -> None:
-        if self.env is None or self.settings.init == "random":
-            return
-        judge = self.env.game.reward_model.model
-        fitting = (j for j in members_of(judge) if isinstance(j, SmallClassifier) and j.width == self.settings.width)
-        if (first := next(fitting, None)) is not None:
-            policy.trunk.load_state_dict(first.trunk.state_dict())
-        elif self.settings.init == "judge":
-            raise ConfigurationError(
-                f"init='judge' needs a SmallClassifier of width {self.settings.width} as the judge, not "
-                f"{kind_of(judge)}; use init='random'"
-            )
 
     def start_from(
         self, *, vgg11: str | os.PathLike[str] | None = None, whole: str | os.PathLike[str] | None = None

@@ -14,6 +14,7 @@ from maskaug.agents.agent import MaskAgent, kind_of
 from maskaug.agents.apga import APGA
 from maskaug.agents.checkpoint import CheckpointError, read_state
 from maskaug.agents.distilled import Distilled
+from maskaug.agents.end_to_end import EndToEnd
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
@@ -21,6 +22,7 @@ from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 #: every agent whose file `load_masker` and the command line can read.
 AGENTS: dict[str, type[MaskAgent]] = {
     "APGA": APGA, "IntelligentMasking": IntelligentMasking, "Distilled": Distilled,
+    "EndToEnd": EndToEnd,
 }  # fmt: skip
 
 

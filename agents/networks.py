@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maskaug.envs.networks import ConvTrunk, channels_last
+from maskaug.envs.ensemble import kind_of, members_of
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.networks import ConvTrunk, SmallClassifier, channels_last
 from maskaug.envs.reconstructors import PaperEncoder
 
 
@@ -52,6 +54,27 @@ class GridPolicy(nn.Module):
             maps = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
             maps = functional.conv2d(maps, (kernel[:, None] * kernel)[None, None])
         return maps[:, 0]
+
+
+def take_trunk(policy: GridPolicy, judge: nn.Module, init: str) -> None:
+    """Start the policy's trunk from a copy of the judge's weights.
+
+    Args:
+        policy: changed in place.
+        judge: a `SmallClassifier` of the same width has a trunk that fits; of several judges the first that does.
+        init: "judge" refuses any other judge, "auto" leaves the policy as it is then, and "random" always does.
+    """
+    if init == "random":
+        return
+    width = policy.trunk.out_channels // 4
+    fitting = (j for j in members_of(judge) if isinstance(j, SmallClassifier) and j.width == width)
+    if (first := next(fitting, None)) is not None:
+        policy.trunk.load_state_dict(first.trunk.state_dict())
+    elif init == "judge":
+        raise ConfigurationError(
+            f"init='judge' needs a SmallClassifier of width {width} as the judge, not {kind_of(judge)}; use "
+            "init='random'"
+        )
 
 
 class PlacePolicy(nn.Module):
