@@ -25,7 +25,8 @@ from maskaug.envs.densenet import DenseNet169
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.networks import SmallClassifier, seeded_weights
-from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder, reestimate_statistics
+from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder
+from maskaug.envs.statistics import reestimate_statistics
 
 #: name → a classifier, called as Network(in_channels=, classes=).
 JUDGES: dict[str, type[nn.Module]] = {"small": SmallClassifier, "densenet169": DenseNet169}

@@ -23,9 +23,10 @@ from maskaug.benchmarks.masking_arms import (
 )
 from maskaug.benchmarks.masks import control_masks
 from maskaug.benchmarks.pictures import fill_in, masks_picture
+from maskaug.benchmarks.presets import intelligent_masking_play
 from maskaug.benchmarks.regret import RegretSettings, regret
-from maskaug.benchmarks.training import all_scores, correlations, own_masks
-from maskaug.cli import intelligent_masking_play, main, pictures_of
+from maskaug.benchmarks.reports import all_scores, correlations, own_masks
+from maskaug.cli import main, pictures_of
 from maskaug.envs.datasets import load_dataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
