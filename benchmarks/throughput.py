@@ -165,7 +165,7 @@ def preset_ratio(preset: str, rounds: int, **changes: Any) -> tuple[float, float
     """
     num_envs = changes.pop("num_envs", APGA_PRESETS[preset].num_envs)
     run = apga_run(preset, {**changes, "judge_batch": num_envs}, {}, num_envs=num_envs)
-    env = MaskVectorEnv(num_envs, **{"n": 4 * num_envs, "device": "cpu", **run.env})
+    env = MaskVectorEnv(num_envs, **{"n": 4 * num_envs + 40, "device": "cpu", **run.env})
     agent = APGA(env, seed=0, device="cpu", **run.settings)
     images = torch.from_numpy(np.array(env.dataset.images[:num_envs]))
     assert env.dataset.labels is not None

@@ -176,7 +176,7 @@ def evaluate_classifier(
 ) -> dict[str, float]:
     """{"accuracy", "auroc", "loss"} on `dataset`. AUROC is macro one-against-rest with more than two classes.
 
-    AUROC is NaN where a class is missing.
+    AUROC is NaN where a class is missing, or an answer is not finite.
     """
     assert dataset.labels is not None
     return score_logits(predict_logits(model, dataset.images, device=device), dataset)
@@ -189,7 +189,7 @@ def score_logits(logits: Tensor, dataset: ImageDataset) -> dict[str, float]:
     probabilities = logits.softmax(1).double().numpy()
     classes = len(dataset.class_names)
     auroc = float("nan")
-    if len(np.unique(dataset.labels)) == classes:
+    if len(np.unique(dataset.labels)) == classes and bool(logits.isfinite().all()):
         if classes == 2:
             auroc = float(roc_auc_score(dataset.labels, probabilities[:, 1]))
         else:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import tyro
 
-from maskaug.benchmarks.presets import apga_play, apga_run, intelligent_masking_play
+from maskaug.benchmarks.presets import apga_play, apga_run, intelligent_masking_play, pictures_of
 from maskaug.options import APGAOptions, Arm, EnvOptions, IntelligentMaskingOptions, Preset, Readout, Split
 
 
@@ -261,8 +261,8 @@ def bench_regret(
     from maskaug.benchmarks.regret import RegretSettings, regret
 
     settings = RegretSettings(
-        env_id, pictures_of(env_id, env), judge_updates, timesteps=total_timesteps, num_envs=num_envs, split=split,
-        agent=agent.given(),
+        env_id, pictures_of(env_id, env.given()), judge_updates, timesteps=total_timesteps, num_envs=num_envs,
+        split=split, agent=agent.given(),
     )  # fmt: skip
     regret(settings, seeds, out)
 
@@ -303,16 +303,10 @@ def bench_intelligent_masking(
     from maskaug.benchmarks.masking_arms import intelligent_masking
 
     settings = ArmsSettings(
-        env_id, pictures_of(env_id, env), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
+        env_id, pictures_of(env_id, env.given()), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
         readouts, agent.given(),
     )  # fmt: skip
     intelligent_masking(settings, seeds, out, device)
-
-
-def pictures_of(env_id: str, env: EnvOptions) -> dict[str, Any]:
-    """The environment's keywords of the benchmarks of Intelligent Masking: on built-in images, 3 000 of ultrasound."""
-    built_in = {"kind": "ultrasound", "n": 3000} if env_id == "MaskAug-Synthetic-v0" else {}
-    return {**built_in, **env.given()}
 
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
