@@ -29,9 +29,10 @@ loss 100·BCE(P, a)·(R − b) + |R − b|·(0.1·BCE(P, 0) + 0.01·BCE(P, 1)), 
 deviates from the code where that is plainly wrong: b is used before it is updated, and starts at 0 (the code's first
 step has no gradient and all its advantages are halved); both losses of a reward come from the same weights in
 evaluation mode; masks are predicted in one batch. It deviates from the paper in its price, for which the paper has
-λ·BCE(P, 0) and the code the two terms above; and in its networks and size: here both losses train the same small
-network on g×g cells, which starts with half of the cells selected, with the same learning rate, clipped gradients,
-mirrored views and averaged weights (`max_grad_norm=0`, `mirror=False`, `average=0` switch these three off).
+λ·BCE(P, 0) and the code the two terms above. By itself it trains the small network on g×g cells, which starts with
+half of the cells selected, as the default does: clipped gradients, mirrored views, averaged weights. The paper's own
+networks, size and schedule are the preset "published", whose list of deviations (maskaug/benchmarks/presets.py) is
+the whole one.
 """
 
 from __future__ import annotations
@@ -186,18 +187,24 @@ class APGA(MaskAgent):
                 )
                 if self.env is not None:
                     take_trunk(policy, self.env.game.reward_model.model, self.settings.init)
-        bias = policy.head.get_parameter("bias")
-        with torch.no_grad():
-            if threshold and self.env is not None:
-                # The threshold must part the cells from the start: who selects none (or all) of them earns the same
-                # whatever the image, has no advantage and never learns.
-                images = torch.from_numpy(np.array(self.env.dataset.images[:64]))
-                parts = [policy(to_float(part)) for part in images.split(8)]  # type: ignore[no-untyped-call]
-                bias.sub_(torch.cat(parts).median())
-            elif self.settings.estimator == "bernoulli":
-                area = self.spec.cells / self.spec.grid**2
-                bias.add_(math.log(area / (1 - area)))
+        if threshold:
+            self._part(policy)
+        elif self.settings.estimator == "bernoulli":
+            area = self.spec.cells / self.spec.grid**2
+            with torch.no_grad():
+                policy.head.get_parameter("bias").add_(math.log(area / (1 - area)))
         return policy
+
+    @torch.no_grad()
+    def _part(self, policy: GridPolicy | TernausNet11) -> None:
+        # The threshold must part the cells from the start: who selects none (or all) of them earns the same whatever
+        # the image, has no advantage and never learns.
+        if self.env is not None:
+            few = min(64, 2**20 // (self.spec.image_shape[1] * self.spec.image_shape[2]))
+            device = next(policy.parameters()).device
+            images = torch.from_numpy(np.array(self.env.dataset.images[: max(1, few)])).to(device)
+            parts = [policy(to_float(part)) for part in images.split(8)]  # type: ignore[no-untyped-call]
+            policy.head.get_parameter("bias").sub_(torch.cat(parts).median())
 
     def start_from(
         self, *, vgg11: str | os.PathLike[str] | None = None, whole: str | os.PathLike[str] | None = None
@@ -205,7 +212,7 @@ class APGA(MaskAgent):
         """Put trained weights from a local file into a TernausNet, before it learns.
 
         Args:
-            vgg11: of the encoder, VGG11's by torchvision's names.
+            vgg11: of the encoder, VGG11's by torchvision's names; the published threshold is set anew.
             whole: of all of it; see `TernausNet11.load_whole`. One of the two.
         """
         if not isinstance(self.policy, TernausNet11) or (vgg11 is None) == (whole is None) or self.updates:
@@ -215,6 +222,8 @@ class APGA(MaskAgent):
             )
         if vgg11 is not None:
             self.policy.load_vgg11(vgg11)
+            if self.settings.loss == "published":
+                self._part(self.policy)
         elif whole is not None:
             self.policy.load_whole(whole)
         self.averaged.module.load_state_dict(self.policy.state_dict())

@@ -21,7 +21,7 @@ from maskaug.agents.apga import APGA
 from maskaug.agents.heuristics import InputGradient
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.pictures import masks_picture
-from maskaug.benchmarks.training import all_scores
+from maskaug.benchmarks.reports import all_scores
 from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import write_json

@@ -6,35 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskaug.agents.masker import load_agent
+from maskaug.benchmarks.classifiers import classifier_results
 from maskaug.benchmarks.downstream import downstream, summarise, table
 from maskaug.benchmarks.pictures import masks_picture
 from maskaug.benchmarks.readouts import READOUTS, DownstreamSettings
+from maskaug.benchmarks.reports import correlations, heading_of, report_on
 from maskaug.benchmarks.run import RunFolder, read_config
-from maskaug.benchmarks.training import (
-    JUDGE,
-    MASKER,
-    Print,
-    correlations,
-    dataset_of,
-    env_keywords,
-    heading_of,
-    played,
-    report_on,
-)
+from maskaug.benchmarks.training import JUDGE, MASKER, Print, dataset_of, env_keywords, played
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import load_judge, make_judge
-from maskaug.envs.reconstructors import ContextEncoder, SmallContextEncoder, reestimate_statistics
+from maskaug.envs.networks import at_once
+from maskaug.envs.reconstructors import ContextEncoder, SmallContextEncoder
 from maskaug.envs.rendering import save_picture
-from maskaug.envs.rewards import frozen_reward
+from maskaug.envs.rewards import ClassifierReward, frozen_reward
+from maskaug.envs.statistics import reestimate_statistics
 
 
-def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str, float]:
-    """Score the masker of a run on one split, with all controls; adds to its results.json and redraws masks.png."""
+def evaluate(run: Path, split: str, device: str, say: Print = print, *, tta: bool = False) -> dict[str, float]:
+    """Score the masker of a run on one split, with all controls; adds to its results.json and redraws masks.png.
+
+    Where the judge is a classifier it is scored too, with the batch-norm statistics of clean training images; with
+    `tta` also with the softmaxes of the clean image and the aiding view averaged.
+    """
     config = read_config(run)
     asked = config["asked"]
     keywords = {**env_keywords(asked["env_id"], asked["env"]), "seed": asked["seed"]}
-    dataset, train_set = (played(dataset_of(keywords, part), keywords) for part in (split, None))
+    whole, train_whole = (dataset_of(keywords, part) for part in (split, None))
+    dataset, train_set = (played(images, keywords) for images in (whole, train_whole))
     if train_set.source != config["resolved"]["data"]["source"]:
         raise ConfigurationError(
             f"{run} was trained on {config['resolved']['data']['name']}, but {train_set.name} is what is found now; "
@@ -52,13 +51,24 @@ def evaluate(run: Path, split: str, device: str, say: Print = print) -> dict[str
         resolve_device(device),
         keywords.get("sensitivity"),
     )
-    report = report_on(agent, dataset, train_set, judge, keywords.get("fill", "zero"))
-    results = {**report.flat(split), **correlations(agent, dataset, judge, keywords.get("fill", "zero"))}
+    classifies, fill = isinstance(judge, ClassifierReward), keywords.get("fill", "zero")
+    if tta and not classifies:
+        raise ConfigurationError(f"tta is for classifiers, and {run} has trained a reconstructor; leave it out")
+    if classifies:
+        reestimate_statistics(judge.model, train_whole.images, batch=at_once(*whole.shape[1:]))
+    report = report_on(agent, dataset, train_set, judge, fill)
+    results = {**report.flat(split), **correlations(agent, dataset, judge, fill)}
+    if classifies:
+        results |= classifier_results(judge.model, whole, judge.device, agent if tta else None, fill)
     folder = RunFolder(run, asked, resume=True)
     folder.results(results)
     heading = heading_of(asked["agent"], dataset, report)
-    picture = masks_picture(agent, dataset, judge, keywords.get("fill", "zero"), heading=heading)
+    picture = masks_picture(agent, dataset, judge, fill, heading=heading)
     save_picture(str(run / "masks.png"), picture)
+    for name, title in ((f"judge.{split}", "the judge"), (f"judge.{split}.tta", "with its aiding views")):
+        found = {k: results[f"{name}.{k}"] for k in ("accuracy", "auroc", "loss") if f"{name}.{k}" in results}
+        if found:
+            say(f"{title}: {', '.join(f'{k} {v:.3f}' for k, v in found.items())}")
     say(f"{dataset.name}, {split} split, {report.images} images\n{report.table()}")
     told = {k: v for k, v in results.items() if ".correlation." in k}
     if told:

@@ -18,12 +18,13 @@ from maskaug.benchmarks.downstream import downstream, summarise
 from maskaug.benchmarks.errors import rank_correlation, true_errors
 from maskaug.benchmarks.masks import control_masks, hits, retentions
 from maskaug.benchmarks.readouts import DownstreamSettings
-from maskaug.benchmarks.training import all_scores, dataset_of, env_keywords, own_masks
+from maskaug.benchmarks.reports import all_scores, own_masks
+from maskaug.benchmarks.training import dataset_of, env_keywords
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
-from maskaug.envs.reconstructors import reestimate_statistics
 from maskaug.envs.rendering import save_picture
+from maskaug.envs.statistics import reestimate_statistics
 
 
 def one_seed(

@@ -25,11 +25,11 @@ from maskaug.envs.masking import (
     mask_to_cells,
     retention,
 )
+from maskaug.envs.networks import at_once
 from maskaug.envs.rewards import RewardModel
 
 #: how often random masks are drawn and masks are swapped; an image's figure is the mean over the draws.
 DRAWS = 10
-CHUNK = 64
 
 
 def control_masks(
@@ -125,8 +125,9 @@ def gains(
     all_labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
     generator = torch.Generator().manual_seed(seed)
     result: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in masks}
-    for start in range(0, len(dataset), CHUNK):
-        rows = slice(start, start + CHUNK)
+    chunk = at_once(*dataset.shape[1:])
+    for start in range(0, len(dataset), chunk):
+        rows = slice(start, start + chunk)
         images = torch.from_numpy(np.array(dataset.images[rows])).to(judge.device)
         labels = torch.from_numpy(all_labels[rows]).to(judge.device)
         noise = torch.randn(images.shape, generator=generator).to(judge.device) if fill == "noise" else None
@@ -156,6 +157,18 @@ class MaskReport:
     gain: dict[str, float]
     images: int
     hit: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: GridSpec, images: int, parts: Sequence[Measured]) -> MaskReport:
+        """The means over all parts of a data set of so many images; a part without known regions has no retention."""
+        means: dict[str, dict[str, float]] = {}
+        for what in ("retention", "gain", "hit"):
+            names = dict.fromkeys(name for part in parts for name in part[what])
+            means[what] = {
+                name: float(np.concatenate([part[what][name] for part in parts if name in part[what]]).mean())
+                for name in names
+            }
+        return cls(spec.cells / spec.grid**2, means["retention"], means["gain"], images, means["hit"])
 
     def flat(self, prefix: str) -> dict[str, float]:
         """{"<prefix>.retention.agent": …, "<prefix>.gain.random": …, "<prefix>.area": …}, for results.json."""
@@ -204,17 +217,32 @@ def mask_report(
     own: Tensor | None = None,
 ) -> MaskReport:
     """Score a ranking of cells, (N, g, g) for all images of `dataset`, beside its controls; see `control_masks`."""
+    measured = measure(scores, dataset, train, spec, judge=judge, fill=fill, seed=seed, own=own)
+    return MaskReport.of(spec, len(dataset), [measured])
+
+
+#: name of a measure ("retention", "gain", "hit") → name of a mask → its value for each image.
+Measured = dict[str, dict[str, npt.NDArray[np.float64]]]
+
+
+def measure(
+    scores: npt.NDArray[np.float32],
+    dataset: ImageDataset,
+    train: ImageDataset,
+    spec: GridSpec,
+    *,
+    judge: RewardModel | None = None,
+    fill: str = "zero",
+    seed: int = 0,
+    own: Tensor | None = None,
+) -> Measured:
+    """The figures of which `mask_report` gives the means: of a part of the images, where masks of all are too many."""
     masks = control_masks(scores, dataset, train, spec, seed, own)
-    kept = retentions(masks, dataset)
-    gained = {} if judge is None else gains(masks, dataset, judge, fill, seed)
-    pointed = hits(masks, dataset) if spec.patch_cells else {}
-    return MaskReport(
-        spec.cells / spec.grid**2,
-        {name: float(values.mean()) for name, values in kept.items()},
-        {name: float(values.mean()) for name, values in gained.items()},
-        len(dataset),
-        {name: float(values.mean()) for name, values in pointed.items()},
-    )
+    return {
+        "retention": retentions(masks, dataset),
+        "gain": {} if judge is None else gains(masks, dataset, judge, fill, seed),
+        "hit": hits(masks, dataset) if spec.patch_cells else {},
+    }
 
 
 def _derangement(rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from maskaug.agents.apga import APGA
 from maskaug.agents.heuristics import InputGradient
 from maskaug.benchmarks.masks import control_masks, retentions
-from maskaug.benchmarks.training import all_scores, dataset_of, env_keywords
+from maskaug.benchmarks.reports import all_scores
+from maskaug.benchmarks.training import dataset_of, env_keywords
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import write_json
 from maskaug.envs.judges import make_judge

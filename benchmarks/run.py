@@ -51,7 +51,7 @@ class RunFolder:
             if changed:
                 raise ConfigurationError(
                     f"{self.path} holds a run with another {', '.join(changed)}; --resume continues a run with the "
-                    "same arguments (only --total-timesteps may grow)"
+                    "same arguments (only --total-timesteps or --epochs may grow)"
                 )
         elif self.path.exists() and any(not _half_written(p) and p.name != LOCK for p in self.path.iterdir()):
             raise ConfigurationError(f"{self.path} is not empty and holds no run; choose another --out")

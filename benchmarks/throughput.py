@@ -6,6 +6,7 @@ mean nothing on a shared machine.
 
 from __future__ import annotations
 
+import copy
 import csv
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from maskaug.agents.apga import APGA
 from maskaug.agents.intelligent_masking import IntelligentMasking
+from maskaug.benchmarks.presets import APGA_PRESETS, apga_run
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import atomic_write
 from maskaug.envs.judges import make_judge
@@ -149,18 +151,83 @@ def intelligent_masking_ratio(num_envs: int, rounds: int, mode: str = "default")
     return ratio(steps, floors, rounds)
 
 
+def preset_ratio(preset: str, rounds: int, **changes: Any) -> tuple[float, float, float]:
+    """CPU time of one joint step of a preset of APGA ÷ that of its unavoidable passes (1 = nothing else costs).
+
+    Unavoidable, for a batch of N: the policy forward over N images; the judge forward over N clean images (its weights
+    have changed since it last saw them) and N with the marked part hidden; the judge forward and backward over N clean
+    images and N aiding views, and its Adam; the policy backward, and its Adam.
+
+    Args:
+        preset: of `APGA_PRESETS`, with a joint judge and one try an image.
+        rounds: measurements.
+        **changes: keywords of the environment over the preset's; `num_envs` and `judge_batch` are N.
+    """
+    num_envs = changes.pop("num_envs", APGA_PRESETS[preset].num_envs)
+    run = apga_run(preset, {**changes, "judge_batch": num_envs}, {}, num_envs=num_envs)
+    env = MaskVectorEnv(num_envs, **{"n": 4 * num_envs + 40, "device": "cpu", **run.env})
+    agent = APGA(env, seed=0, device="cpu", **run.settings)
+    images = torch.from_numpy(np.array(env.dataset.images[:num_envs]))
+    assert env.dataset.labels is not None
+    labels = torch.from_numpy(env.dataset.labels[:num_envs])
+    policy, judge = copy.deepcopy(agent.policy), copy.deepcopy(env.game.reward_model.model)
+    optimisers = [
+        torch.optim.Adam(model.parameters(), lr, fused=True)
+        for model, lr in ((judge, run.env["judge_lr"]), (policy, agent.settings.learning_rate))
+    ]
+
+    def floor() -> None:
+        # In the only order there is: the policy's backward pass has to wait for the rewards.
+        scores = policy(to_float(images))
+        judge.eval()
+        with torch.no_grad():
+            for _ in ("clean", "hidden"):
+                judge(to_float(images))
+        judge.train()
+        pair = to_float(torch.cat([images, images]))
+        for optimiser, loss in (
+            (optimisers[0], lambda: functional.cross_entropy(judge(pair), torch.cat([labels, labels]))),
+            (optimisers[1], scores.mean),
+        ):
+            optimiser.zero_grad()
+            loss().backward()
+            optimiser.step()
+
+    def step() -> None:
+        agent.learn(num_envs)
+
+    return ratio(step, floor, rounds)
+
+
 def throughput(
-    *, num_envs: int, rounds: int, out: Path | None = None, say: Callable[[str], None] = print
+    *,
+    num_envs: int | None = None,
+    rounds: int | None = None,
+    out: Path | None = None,
+    preset: str = "default",
+    say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Measure and print all ratios; `out` names a CSV file for them.
 
     Args:
-        num_envs: N.
-        rounds: measurements of each ratio.
+        num_envs: N; None: 64, or what the preset says.
+        rounds: measurements of each ratio; None: 20, or 3 of a preset's.
         out: where to write the CSV.
+        preset: another than "default" measures the step of that preset alone, at its own size.
         say: where lines for people go.
     """
-    rows = {
+    if preset == "default":
+        rows = _all_ratios(num_envs or 64, rounds or 20)
+    else:
+        batch = num_envs or APGA_PRESETS[preset].num_envs
+        row = f"APGA step ÷ unavoidable passes, {preset}, joint, N={batch}"
+        rows = {row: preset_ratio(preset, rounds or 3, num_envs=batch)}
+    _show(rows, out, say)
+    return {name: values[0] for name, values in rows.items()}
+
+
+def _all_ratios(num_envs: int, rounds: int) -> dict[str, tuple[float, float, float]]:
+    return {
         f"environment steps ÷ bare judge, grid, N={num_envs}": environment_ratio(num_envs, rounds),
         f"environment steps ÷ bare judge, grid, repeat={REPEAT}, N={num_envs}": environment_ratio(
             num_envs, rounds, repeat=REPEAT
@@ -179,6 +246,9 @@ def throughput(
             for n in sorted({32, num_envs})
         },
     }
+
+
+def _show(rows: dict[str, tuple[float, float, float]], out: Path | None, say: Callable[[str], None]) -> None:
     say(f"{'CPU-time ratios, ' + str(torch.get_num_threads()) + ' threads':<62}{'median':>8}{'10 %':>8}{'90 %':>8}")
     for name, (middle, low, high) in rows.items():
         say(f"{name:<62}{middle:>8.3f}{low:>8.3f}{high:>8.3f}")
@@ -190,4 +260,3 @@ def throughput(
 
         atomic_write(out, write)
         say(f"wrote {out}")
-    return {name: values[0] for name, values in rows.items()}

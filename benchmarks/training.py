@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
 
 from maskaug.agents.agent import MaskAgent
-from maskaug.agents.heuristics import LocalVariance
 from maskaug.agents.masker import AGENTS
-from maskaug.benchmarks.errors import rank_correlation, true_errors
-from maskaug.benchmarks.masks import MaskReport, mask_report
+from maskaug.benchmarks.classifiers import classifier_results
+from maskaug.benchmarks.early_stopping import EarlyStopping, epoch_timesteps
 from maskaug.benchmarks.pictures import masks_picture
+from maskaug.benchmarks.reports import correlations, few_of, heading_of, report_on
 from maskaug.benchmarks.run import RunFolder
+from maskaug.benchmarks.starting import START, check_warm_start, start_agent, start_judge, warm_judge
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import MaskGame
 from maskaug.envs.judges import load_judge, save_encoder, save_judge
+from maskaug.envs.networks import at_once
 from maskaug.envs.reconstructors import ContextEncoder, SmallContextEncoder
 from maskaug.envs.registration import TABLE
 from maskaug.envs.rendering import save_picture
-from maskaug.envs.rewards import ReconstructionReward, RewardModel
+from maskaug.envs.rewards import ClassifierReward
+from maskaug.envs.statistics import has_statistics, reestimate_statistics
 
 MASKER, JUDGE, ENCODER = "masker.safetensors", "judge.safetensors", "encoder.safetensors"
 Print = Callable[[str], None]
@@ -71,13 +71,17 @@ def train(
     env_id: str,
     *,
     out: Path,
-    total_timesteps: int,
+    total_timesteps: int | None = None,
+    epochs: int | None = None,
     num_envs: int,
     seed: int,
     device: str,
     env: Mapping[str, Any],
     settings: Mapping[str, Any],
-    checkpoint_every: int,
+    checkpoint_every: int | None,
+    patience: int = 0,
+    warm_start: bool = False,
+    weights: Mapping[str, Path] | None = None,
     resume: bool,
     progress_bar: bool,
     say: Print = print,
@@ -89,12 +93,17 @@ def train(
         env_id: a registered id.
         out: the run's folder.
         total_timesteps: masks to be judged in all, earlier parts of a resumed run included.
+        epochs: the same as passes over the training images, see `epoch_timesteps`; one of the two.
         num_envs: images a batch.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda", …
         env: keywords of the environment over its registered ones.
         settings: the agent's settings.
-        checkpoint_every: timesteps between checkpoints.
+        checkpoint_every: timesteps between checkpoints; None: an epoch.
+        patience: epochs without a better judge after which training ends, the best being kept; 0: `EarlyStopping` is
+            off.
+        warm_start: train the judge on clean images first; see `warm_judge`.
+        weights: local files to start from, each optional: "imagenet" (the judge), "vgg11", "ternausnet" (APGA).
         resume: continue from the last checkpoint.
         progress_bar: show one.
         say: where lines for people go.
@@ -102,14 +111,26 @@ def train(
     Returns:
         The flat metrics that results.json holds.
     """
-    if total_timesteps < 1 or checkpoint_every < 1:
-        raise ConfigurationError("total_timesteps and checkpoint_every must be at least 1")
+    if (total_timesteps is None) == (epochs is None):
+        raise ConfigurationError("total_timesteps and epochs both say how long a run is; give one of them")
+    for name, value in (
+        ("total_timesteps", total_timesteps),
+        ("epochs", epochs),
+        ("checkpoint_every", checkpoint_every),
+    ):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name}={value} must be at least 1")
+    if patience < 0:
+        raise ConfigurationError(f"patience={patience} must be at least 0, which switches it off")
+    files = {k: str(Path(v).expanduser().resolve()) for k, v in (weights or {}).items()}
     env = {k: _from_anywhere(k, v) for k, v in env.items() if v is not None}
     keywords = {**env_keywords(env_id, env), "seed": seed, "device": device}
     asked = {
         "agent": agent_name, "env_id": env_id, "num_envs": num_envs, "seed": seed, "device": device,
         "env": env, "settings": dict(settings),
         "checkpoint_every": checkpoint_every,
+        # None as in a run of an earlier version, which had none of these.
+        "patience": patience or None, "warm_start": warm_start or None, "weights": files or None,
     }  # fmt: skip
     folder = RunFolder(out, asked, resume=resume)
     _refuse_leakage(keywords)
@@ -118,23 +139,37 @@ def train(
         gym.make_vec(env_id, num_envs=num_envs, **keywords).unwrapped,
     )
     game = vector.game
-    agent = AGENTS[agent_name](vector, seed=seed, device=device, **settings)
+    if warm_start:
+        check_warm_start(game)
+    checkpoint = folder.newest_checkpoint()
+    if checkpoint is None:
+        start_judge(game, files.get("imagenet"))
+
+    def new_agent() -> MaskAgent:
+        made = AGENTS[agent_name](vector, seed=seed, device=device, **settings)
+        if checkpoint is None:
+            start_agent(made, files)
+        return made
+
+    agent = new_agent()
     agent.check_env(vector)
-    train_set, check_set = (
-        game.dataset,
-        played(dataset_of(keywords, "val" if keywords.get("split", "train") == "train" else None), keywords),
-    )
+    held_out = dataset_of(keywords, "val" if keywords.get("split", "train") == "train" else None)
+    train_set, check_set = game.dataset, played(held_out, keywords)
     if len(check_set) < 2:
         raise ConfigurationError(
             f"the {check_set.split} split of {check_set.name} has {len(check_set)} image, and masks are scored against "
             "their controls on at least two; bring more images"
         )
-    checkpoint = folder.newest_checkpoint()
+    stopping = EarlyStopping(patience, game, held_out) if patience else None
+    epoch = epoch_timesteps(game)
+    total = epochs * epoch if epochs is not None else total_timesteps or 0
     if checkpoint is not None:
-        agent.load_checkpoint(checkpoint)
+        extra = agent.load_checkpoint(checkpoint)
+        if stopping is not None:
+            stopping.load_state(extra["stopping"])
         say(f"continuing {out} at {agent.num_timesteps} timesteps")
-    if agent.num_timesteps < total_timesteps:
-        agent.check_length(total_timesteps - agent.num_timesteps)
+    if agent.num_timesteps < total:
+        agent.check_length(total - agent.num_timesteps)
     folder.start(
         {
             "data": {"name": train_set.name, "source": train_set.source, "split": train_set.split,
@@ -149,39 +184,72 @@ def train(
     )  # fmt: skip
     say(
         f"{agent_name} on {env_id}: {len(train_set)} images of {train_set.name} ({train_set.source}), "
-        f"{num_envs} × {game.repeat} masks an update, judge {'learns along' if game.joint else 'frozen'}, {game.device}"
+        f"{num_envs} × {game.repeat} masks an update, {epoch} an epoch, judge "
+        f"{'learns along' if game.joint else 'frozen'}, {game.device}"
     )
+    results: dict[str, float] = {}
+    if warm_start:
+        if checkpoint is None and not (out / START).is_file():
+            say("warm start: the judge learns from clean images until it has converged")
+        about = warm_judge(
+            out / START,
+            game,
+            held_out,
+            epochs=epochs,
+            patience=patience,
+            seed=seed,
+            progress_bar=progress_bar,
+            play=checkpoint is None,
+        )
+        results |= {f"judge.start.val.{k}": v for k, v in about["val"].items()}
+        say(f"the judge starts with a validation accuracy of {about['val']['accuracy']:.3f}")
+        if checkpoint is None:
+            # Its policy may start from the judge's trunk.
+            agent = new_agent()
     last_saved = agent.num_timesteps
 
-    def after_update(current: MaskAgent, metrics: Mapping[str, float]) -> None:
+    def save() -> None:
+        extra = {} if stopping is None else {"stopping": stopping.state()}
+        agent.save_checkpoint(folder.checkpoint_path(agent.num_timesteps), **extra)
+        folder.tidy()
+
+    def after_update(current: MaskAgent, metrics: Mapping[str, float]) -> bool:
         nonlocal last_saved
-        folder.log(current.num_timesteps, metrics)
-        if current.num_timesteps - last_saved >= checkpoint_every:
+        looked = {} if stopping is None else stopping.look(current)
+        folder.log(current.num_timesteps, {**metrics, **looked})
+        if current.num_timesteps - last_saved >= (checkpoint_every or epoch):
             last_saved = current.num_timesteps
-            current.save_checkpoint(folder.checkpoint_path(current.num_timesteps))
-            folder.tidy()
+            save()
             picture = masks_picture(current, check_set, game.reward_model, game.fill, rows=4, blocks=1)
             folder.image("masks", picture, current.num_timesteps)
-            scores, own = all_scores(current, check_set), own_masks(current, check_set)
-            shown = mask_report(scores, check_set, train_set, current.spec, own=own)
-            values = shown.flat(check_set.split)
+            some = few_of(check_set) if current.spec.pixels else check_set
+            values = report_on(current, some, train_set, None, game.fill).flat(check_set.split)
             values |= correlations(current, check_set, game.reward_model, game.fill)
             folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in values.items()}, csv_row=False)
+        return stopping is None or not stopping.over
 
-    if agent.num_timesteps < total_timesteps:
-        agent.learn(total_timesteps - agent.num_timesteps, after_update, progress_bar)
-        agent.save_checkpoint(folder.checkpoint_path(agent.num_timesteps))
-        folder.tidy()
+    if agent.num_timesteps < total and not (stopping is not None and stopping.over):
+        agent.learn(total - agent.num_timesteps, after_update, progress_bar)
+        save()
+    if stopping is not None:
+        stopping.put_best(agent)
+        results |= stopping.results()
+    judge = game.reward_model.model
+    classifies = isinstance(game.reward_model, ClassifierReward)
+    if classifies and game.joint and has_statistics(judge):
+        # What is left here is for clean images. The checkpoint has the game's own statistics.
+        reestimate_statistics(judge, train_set.images, batch=at_once(*train_set.shape[1:]))
     agent.save(out / MASKER)
     # Whoever judges with it later must know which images it has seen.
-    save_judge(out / JUDGE, game.reward_model.model, data=train_set.name, digest=train_set.digest, seed=seed)
+    save_judge(out / JUDGE, judge, data=train_set.name, digest=train_set.digest, seed=seed)
     if isinstance(game.reward_model.model, SmallContextEncoder | ContextEncoder):
         save_encoder(out / ENCODER, game.reward_model.model, train_set.images)
     report = report_on(agent, check_set, train_set, game.reward_model, game.fill)
-    results = {
+    results |= {
         "timesteps": float(agent.num_timesteps),
         **report.flat(check_set.split),
         **correlations(agent, check_set, game.reward_model, game.fill),
+        **(classifier_results(judge, held_out, game.device) if classifies else {}),
     }
     folder.results(results)
     heading = heading_of(agent_name, check_set, report)
@@ -225,61 +293,3 @@ def _from_anywhere(name: str, value: Any) -> Any:
     if name == "root" or (name == "reward_model" and Path(value).suffix == ".safetensors"):
         return str(Path(value).expanduser().resolve())
     return value
-
-
-def report_on(
-    agent: MaskAgent, dataset: ImageDataset, train_set: ImageDataset, judge: RewardModel, fill: str
-) -> MaskReport:
-    """The agent's masks on `dataset` beside their controls; chunks keep the memory small."""
-    own = own_masks(agent, dataset)
-    return mask_report(all_scores(agent, dataset), dataset, train_set, agent.spec, judge=judge, fill=fill, own=own)
-
-
-def correlations(agent: MaskAgent, dataset: ImageDataset, judge: RewardModel, fill: str) -> dict[str, float]:
-    """Does the Q-map know what is hard? Rank correlation with the true errors, beside that of local variance.
-
-    {"<split>.correlation.agent", "<split>.correlation.local_variance"}, means over at most 128 images, fewer where they
-    are large; empty where the judge is no reconstructor.
-    """
-    if not isinstance(judge, ReconstructionReward):
-        return {}
-    # Every image is hidden in dozens of ways: 128 small images will do, and fewer large ones.
-    count = min(len(dataset), max(8, 128 * 64**2 // (dataset.shape[1] * dataset.shape[2])), 128)
-    some = dataset.subset(np.unique(np.linspace(0, len(dataset) - 1, count).astype(int)))
-    errors = true_errors(judge, some, agent.spec, fill)
-    maps = {"agent": all_scores(agent, some), "local_variance": all_scores(LocalVariance(agent.spec), some)}
-    found = {name: rank_correlation(scores, errors) for name, scores in maps.items()}
-    return {
-        f"{dataset.split}.correlation.{name}": float(values[np.isfinite(values)].mean())
-        for name, values in found.items()
-        if np.isfinite(values).any()
-    }
-
-
-def own_masks(agent: Any, dataset: ImageDataset, chunk: int = 64) -> Tensor | None:
-    """The patches that an agent would play, as cells (N, g, g) bool; None where its masks follow from its scores."""
-    if not agent.spec.patch_cells:
-        return None
-    images = dataset.images
-    parts = [
-        agent.predict(np.array(images[i : i + chunk]), deterministic=True)[0] for i in range(0, len(images), chunk)
-    ]
-    cells: Tensor = agent.spec.cells_of(np.concatenate(parts))
-    return cells
-
-
-def all_scores(agent: Any, dataset: ImageDataset, chunk: int = 64) -> npt.NDArray[np.float32]:
-    """(N, g, g) scores of every image of `dataset`, by anything that has `scores`."""
-    parts = [agent.scores(np.array(dataset.images[i : i + chunk])) for i in range(0, len(dataset), chunk)]
-    return np.concatenate(parts)
-
-
-def heading_of(name: str, dataset: ImageDataset, report: MaskReport) -> str:
-    """One line for a picture: whose masks, on what, and what they keep beside their controls."""
-    text = f"{name} on {dataset.name}, {dataset.split}: {report.area:.0%} of the image"
-    if not report.retention:
-        return text
-    kept = report.retention
-    return (
-        f"{text} holds {kept['agent']:.0%} of the region (random {kept['random']:.0%}, swapped {kept['swapped']:.0%})"
-    )

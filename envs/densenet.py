@@ -17,7 +17,7 @@ class DenseNet169(nn.Module):
     """A classifier for pictures of about 224 pixels, at least 32: 12.5 M parameters.
 
     Batch norm sees clean images and aiding views alike while it learns: before an evaluation its statistics are to be
-    those of clean images, see `maskaug.envs.networks.reestimate_statistics`.
+    those of clean images, see `maskaug.envs.statistics.reestimate_statistics`.
 
     Args:
         in_channels: C of the images.

@@ -26,7 +26,8 @@ from maskaug.envs.ensemble import Ensemble, members_of
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.networks import SmallClassifier, seeded_weights
-from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder, reestimate_statistics
+from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder
+from maskaug.envs.statistics import reestimate_statistics
 
 #: a judge as people name it: a name, a .safetensors path, or the network itself.
 Judge = str | os.PathLike[str] | nn.Module

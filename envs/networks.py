@@ -14,6 +14,15 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
+def at_once(height: int, width: int) -> int:
+    """How many images go through a large network in one pass where only time and memory depend on it: 64 small ones.
+
+    >>> at_once(64, 64), at_once(224, 224)
+    (64, 10)
+    """
+    return max(1, min(64, 2**19 // (height * width)))
+
+
 def channels_last(images: Tensor) -> Tensor:
     """The same images (N, C, H, W), channels last in memory: passes through small nets on a CPU are a third faster.
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.networks import to_float
+from maskaug.envs.networks import at_once, to_float
+from maskaug.envs.statistics import has_statistics, reestimate_statistics
 
 #: (images (N, C, H, W) float, indices (N,) int64) → another view of the images, of the same shape.
 View = Callable[[Tensor, Tensor], Tensor]
@@ -88,8 +89,8 @@ def fit_classifier(
     if train.labels is None:
         raise ConfigurationError(f"{train.name} has no labels, and a classifier needs them")
     generator = torch.Generator().manual_seed(settings.seed)
-    images = _tensor(train.images)
-    labels = _tensor(train.labels)
+    images = as_writable(train.images)
+    labels = as_writable(train.labels)
     model.to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
     warm = max(1, settings.updates // 10)
@@ -152,13 +153,19 @@ def _augment(x: Tensor, n: int, settings: FitSettings, generator: torch.Generato
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module, images: npt.NDArray[np.uint8], *, device: str | torch.device = "cpu", batch_size: int = 64
+    model: nn.Module,
+    images: npt.NDArray[np.uint8],
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int | None = None,
 ) -> Tensor:
-    """(N, C, H, W) uint8 → logits (N, classes) on the CPU, in evaluation mode."""
+    """(N, C, H, W) uint8 → logits (N, classes) on the CPU, in evaluation mode; `batch_size` None: see `at_once`."""
+    batch_size = at_once(*images.shape[2:]) if batch_size is None else batch_size
     was_training = model.training
     model.eval()
     parts = [
-        model(to_float(_tensor(images[i : i + batch_size]).to(device))).cpu() for i in range(0, len(images), batch_size)
+        model(to_float(as_writable(images[i : i + batch_size]).to(device))).cpu()
+        for i in range(0, len(images), batch_size)
     ]
     model.train(was_training)
     return torch.cat(parts)
@@ -169,15 +176,20 @@ def evaluate_classifier(
 ) -> dict[str, float]:
     """{"accuracy", "auroc", "loss"} on `dataset`. AUROC is macro one-against-rest with more than two classes.
 
-    AUROC is NaN where a class is missing.
+    AUROC is NaN where a class is missing, or an answer is not finite.
     """
     assert dataset.labels is not None
-    logits = predict_logits(model, dataset.images, device=device)
-    labels = _tensor(dataset.labels)
+    return score_logits(predict_logits(model, dataset.images, device=device), dataset)
+
+
+def score_logits(logits: Tensor, dataset: ImageDataset) -> dict[str, float]:
+    """What `evaluate_classifier` returns, from the logits (N, classes) of all images of `dataset`."""
+    assert dataset.labels is not None
+    labels = as_writable(dataset.labels)
     probabilities = logits.softmax(1).double().numpy()
     classes = len(dataset.class_names)
     auroc = float("nan")
-    if len(np.unique(dataset.labels)) == classes:
+    if len(np.unique(dataset.labels)) == classes and bool(logits.isfinite().all()):
         if classes == 2:
             auroc = float(roc_auc_score(dataset.labels, probabilities[:, 1]))
         else:
@@ -189,6 +201,18 @@ def evaluate_classifier(
     }
 
 
-def _tensor(array: npt.NDArray[Any]) -> Tensor:
-    # torch warns of arrays that cannot be written to, and a cache's memory map is one.
+def evaluate_on_clean(
+    model: nn.Module, dataset: ImageDataset, images: npt.NDArray[np.uint8], *, device: str | torch.device = "cpu"
+) -> dict[str, float]:
+    """`evaluate_classifier` with the batch-norm statistics of clean `images` (N, C, H, W) uint8, of the training split.
+
+    On a copy: `model` stays as it is, its own statistics included.
+    """
+    if has_statistics(model):
+        model = reestimate_statistics(copy.deepcopy(model), images, batch=at_once(*images.shape[2:]))
+    return evaluate_classifier(model, dataset, device=device)
+
+
+def as_writable(array: npt.NDArray[Any]) -> Tensor:
+    """An array as a tensor; a copy where nobody may write to it, of which torch would warn: a cache's memory map."""
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))

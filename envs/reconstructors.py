@@ -8,13 +8,10 @@ from __future__ import annotations
 import copy
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.networks import channels_last, to_float
+from maskaug.envs.networks import channels_last
 
 #: channels of the paper's stages, down and up (arXiv 2203.13865; papers.md §2).
 _DOWN = (16, 32, 64, 64, 128, 128)
@@ -44,43 +41,6 @@ class FrozenEncoder(nn.Module):
         """(N, C, H, W) float in [0, 1] → feature maps (N, F, h, w)."""
         maps: Tensor = self.stages(channels_last(2 * images - 1))
         return maps
-
-
-@torch.no_grad()
-def reestimate_statistics(
-    encoder: FrozenEncoder, images: npt.NDArray[np.uint8], *, most: int = 1024, batch: int = 64
-) -> FrozenEncoder:
-    """Give the encoder's batch norms the statistics of clean images, in place: so far it has seen hidden parts.
-
-    Args:
-        encoder: from a reconstructor's `encoder()`, or `load_encoder`.
-        images: (N, C, H, W) uint8, of the training split, N ≥ 1; evenly spaced ones where there are more than `most`.
-        most: images that are looked at.
-        batch: images at once.
-
-    Raises:
-        ConfigurationError: no image was given.
-    """
-    count = min(most, len(images))
-    if count < 1 or batch < 1:
-        raise ConfigurationError("the statistics of no images at all are unknown; give at least one")
-    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
-    kept = [m.momentum for m in norms]
-    device = next(encoder.parameters()).device
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
-        nn.Module.train(norm, True)
-    # Batches of one size, so that all images weigh the same. Each goes through the whole data set: where images stand
-    # class by class, the variance within a batch of neighbours is not that of the images.
-    batches = max(1, count // batch)
-    chosen = np.linspace(0, len(images) - 1, batches * min(batch, count)).astype(int)
-    for first in range(batches):
-        encoder(to_float(torch.from_numpy(np.array(images[chosen[first::batches]])).to(device)))
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-        nn.Module.train(norm, False)
-    return encoder
 
 
 def _stage(inside: int, outside: int) -> nn.Sequential:

@@ -3,48 +3,70 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import tyro
 
-from maskaug.options import APGAOptions, Arm, EnvOptions, IntelligentMaskingOptions, Readout, Split
+from maskaug.benchmarks.presets import apga_play, apga_run, intelligent_masking_play, pictures_of
+from maskaug.options import APGAOptions, Arm, EnvOptions, IntelligentMaskingOptions, Preset, Readout, Split
 
 
 def train_apga(
     out: Path,
     env_id: str = "MaskAug-Synthetic-v0",
-    total_timesteps: int = 20_000,
-    num_envs: int = 32,
+    preset: Preset = "default",
+    total_timesteps: int | None = None,
+    epochs: int | None = None,
+    num_envs: int | None = None,
     seed: int = 0,
     device: str = "auto",
-    checkpoint_every: int = 5_000,
+    checkpoint_every: int | None = None,
+    patience: int | None = None,
+    warm_start: bool | None = None,
+    imagenet: Path | None = None,
+    vgg11: Path | None = None,
+    ternausnet: Path | None = None,
     resume: bool = False,
     env: EnvOptions = EnvOptions(),
     agent: APGAOptions = APGAOptions(),
 ) -> None:
     """Train APGA; it plays action="grid" with 4 tries an image and fill="blur" unless --env.… says otherwise.
 
+    With --preset published everything is as its authors have it; maskaug/benchmarks/presets.py lists what is not.
+
     Args:
         out: the run's folder.
         env_id: a registered id; `maskaug envs` lists them.
-        total_timesteps: masks to be judged in all.
-        num_envs: images a batch.
+        preset: what is not said otherwise: default or published; every flag goes before it.
+        total_timesteps: masks to be judged in all; 20 000 if neither this nor --epochs is given.
+        epochs: the same as passes over the training images; 100 as published.
+        num_envs: images a batch; 32, or 25 as published.
         seed: of everything that is drawn.
         device: auto, cpu, cuda, …
-        checkpoint_every: timesteps between checkpoints.
+        checkpoint_every: timesteps between checkpoints; 5 000, or an epoch as published.
+        patience: epochs without a better judge on the validation split after which training ends, the best being kept;
+            15 as published; 0: off.
+        warm_start: train the judge on clean images until it has converged, first; as published, unless
+            --env.reward-model is a file.
+        imagenet: a local file of ImageNet weights for --env.reward-model densenet169.
+        vgg11: a local file of VGG11's weights for --agent.network ternausnet.
+        ternausnet: a local file of whole weights for it.
         resume: continue the run in --out.
         env: the environment.
         agent: the agent.
     """
     from maskaug.benchmarks.training import train
 
-    settings = agent.given()
+    run = apga_run(
+        preset, env.given(), agent.given(), total_timesteps=total_timesteps, epochs=epochs, num_envs=num_envs,
+        checkpoint_every=checkpoint_every, patience=patience, warm_start=warm_start,
+    )  # fmt: skip
+    files = {"imagenet": imagenet, "vgg11": vgg11, "ternausnet": ternausnet}
     train(
-        "APGA", env_id, out=out, total_timesteps=total_timesteps, num_envs=num_envs, seed=seed, device=device,
-        env={**apga_play(settings), **env.given()}, settings=settings,
-        checkpoint_every=checkpoint_every, resume=resume, progress_bar=sys.stderr.isatty(),
+        "APGA", env_id, out=out, seed=seed, device=device, resume=resume, progress_bar=sys.stderr.isatty(),
+        weights={name: file for name, file in files.items() if file is not None}, **vars(run),
     )  # fmt: skip
 
 
@@ -89,45 +111,25 @@ def train_intelligent_masking(
     )  # fmt: skip
 
 
-def apga_play(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment's keywords that APGA plays best with; the published loss plays the paper's game."""
-    if settings.get("loss") == "published":
-        return {"objective": "adversarial", "action": "grid", "repeat": 1, "fill": "zero"}
-    return {"objective": "adversarial", "action": "grid", "repeat": 4, "fill": "blur"}
-
-
-def intelligent_masking_play(settings: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment's keywords that Intelligent Masking plays best with; as published, those of the paper."""
-    if settings.get("mode") != "published":
-        play: dict[str, Any] = {"objective": "reconstruction", "action": "grid", "fill": "mean"}
-        if env.get("action") != "patch":
-            play["area"] = 0.5
-        if env.get("joint") is not False:
-            play["judge_lr"] = 2e-3
-        return play
-    play = {"objective": "reconstruction", "action": "patch", "patch_cells": 2}
-    if settings.get("network", "paper") == "paper":
-        play |= {"image_size": 288, "grid": 9}
-        if env.get("joint") is not False:
-            play |= {"reward_model": "context_encoder", "judge_batch": 16}
-    return play
-
-
 def evaluate(
     run: Annotated[Path, tyro.conf.Positional],
     split: Split = "test",
     device: str = "auto",
+    tta: bool = False,
     downstream: bool = False,
     budgets: tuple[int, ...] | None = None,
     draws: int | None = None,
     readouts: tuple[Readout, ...] | None = None,
 ) -> None:
-    """Score a trained masker with its controls at the same area; adds to the run's results.json, redraws masks.png.
+    """Score a trained masker with its controls at the same area, and the judge if it is a classifier.
+
+    Adds to the run's results.json, redraws masks.png.
 
     Args:
         run: the folder of a finished `maskaug train`.
         split: the part to score on.
         device: auto, cpu, cuda, …
+        tta: score the judge with what it says of the clean image and of the aiding view averaged, too.
         downstream: read the pre-trained encoder out with few labels too, beside one that was not pre-trained; always on
             the test split.
         budgets: numbers of labels, 10 50 100 if left out; all labels are read out besides.
@@ -144,7 +146,7 @@ def evaluate(
         evaluate_downstream(run, device, **given)  # type: ignore[arg-type]
     elif given:
         raise ConfigurationError(f"{', '.join(given)} would do nothing without --downstream; add it, or leave them out")
-    evaluate_run(run, split, device)
+    evaluate_run(run, split, device, tta=tta)
 
 
 def pretrain(
@@ -184,17 +186,23 @@ def envs() -> None:
     print(environments_table())
 
 
-def bench_throughput(out: Path | None = None, num_envs: int = 64, rounds: int = 20) -> None:
+def bench_throughput(
+    out: Path | None = None,
+    num_envs: int | None = None,
+    rounds: int | None = None,
+    preset: Preset = "default",
+) -> None:
     """Environment steps against the bare judge, and APGA's step against its unavoidable passes: CPU-time ratios.
 
     Args:
         out: a CSV file to write beside the table.
-        num_envs: N.
-        rounds: how often both sides are measured in turn; the median is reported.
+        num_envs: N; 64, or 25 as published.
+        rounds: how often both sides are measured in turn, the median being reported; 20, or 3 as published.
+        preset: published measures that preset's step alone, at its own size: many minutes on a CPU.
     """
     from maskaug.benchmarks.throughput import throughput
 
-    throughput(num_envs=num_envs, rounds=rounds, out=out)
+    throughput(num_envs=num_envs, rounds=rounds, out=out, preset=preset)
 
 
 def bench_retention(
@@ -253,8 +261,8 @@ def bench_regret(
     from maskaug.benchmarks.regret import RegretSettings, regret
 
     settings = RegretSettings(
-        env_id, pictures_of(env_id, env), judge_updates, timesteps=total_timesteps, num_envs=num_envs, split=split,
-        agent=agent.given(),
+        env_id, pictures_of(env_id, env.given()), judge_updates, timesteps=total_timesteps, num_envs=num_envs,
+        split=split, agent=agent.given(),
     )  # fmt: skip
     regret(settings, seeds, out)
 
@@ -295,16 +303,10 @@ def bench_intelligent_masking(
     from maskaug.benchmarks.masking_arms import intelligent_masking
 
     settings = ArmsSettings(
-        env_id, pictures_of(env_id, env), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
+        env_id, pictures_of(env_id, env.given()), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
         readouts, agent.given(),
     )  # fmt: skip
     intelligent_masking(settings, seeds, out, device)
-
-
-def pictures_of(env_id: str, env: EnvOptions) -> dict[str, Any]:
-    """The environment's keywords of the benchmarks of Intelligent Masking: on built-in images, 3 000 of ultrasound."""
-    built_in = {"kind": "ultrasound", "n": 3000} if env_id == "MaskAug-Synthetic-v0" else {}
-    return {**built_in, **env.given()}
 
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {

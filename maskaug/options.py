@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 Split = Literal["train", "val", "test", "all"]
 Readout = Literal["paper", "logistic"]
+Preset = Literal["default", "published"]
 Arm = Literal[
     "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published"
 ]

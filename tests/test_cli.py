@@ -16,7 +16,8 @@ import torch
 import maskaug
 from maskaug import cli
 from maskaug.agents.apga import APGASettings
-from maskaug.cli import apga_play, main
+from maskaug.benchmarks.presets import apga_play
+from maskaug.cli import main
 from maskaug.envs.datasets import dataset_options
 from maskaug.envs.game import MaskGame
 from maskaug.envs.registration import TABLE

@@ -23,16 +23,17 @@ from maskaug.benchmarks.masking_arms import (
 )
 from maskaug.benchmarks.masks import control_masks
 from maskaug.benchmarks.pictures import fill_in, masks_picture
+from maskaug.benchmarks.presets import intelligent_masking_play, pictures_of
 from maskaug.benchmarks.regret import RegretSettings, regret
-from maskaug.benchmarks.training import all_scores, correlations, own_masks
-from maskaug.cli import intelligent_masking_play, main, pictures_of
+from maskaug.benchmarks.reports import all_scores, correlations, own_masks
+from maskaug.cli import main
 from maskaug.envs.datasets import load_dataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import load_judge
 from maskaug.envs.masking import cells_to_mask
 from maskaug.envs.rewards import ReconstructionReward
-from maskaug.options import EnvOptions, IntelligentMaskingOptions
+from maskaug.options import IntelligentMaskingOptions
 
 DATA: dict[str, Any] = {"kind": "ultrasound", "task": "presence", "n": 90, "image_size": 40, "grid": 5}
 WORDS = [
@@ -373,8 +374,8 @@ def test_what_the_arms_set_themselves_is_refused(name: str) -> None:
 
 
 def test_regret_plays_any_data_and_needs_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert pictures_of("MaskAug-BUSI-v0", EnvOptions(n=3)) == {"n": 3}
-    assert pictures_of("MaskAug-Synthetic-v0", EnvOptions(n=3)) == {"kind": "ultrasound", "n": 3}
+    assert pictures_of("MaskAug-BUSI-v0", {"n": 3}) == {"n": 3}
+    assert pictures_of("MaskAug-Synthetic-v0", {"n": 3}) == {"kind": "ultrasound", "n": 3}
     assert main(["bench", "regret", "--seeds", "0"]) == 2
     assert "seeds=0 must be at least 1" in capsys.readouterr().err
 
