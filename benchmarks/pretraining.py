@@ -53,7 +53,8 @@ def pretrain_judge(
     if updates < 1 or batch_size < 1 or not 0 < lr < math.inf:
         raise ConfigurationError("updates and batch_size must be at least 1, and lr a finite number above 0")
     play = {"objective", "area", "area_price", "fill", "joint", "judge_lr", "judge_batch", "reward_model", "only_class",
-            "repeat", "steps", "tensors", "grid", "patch_cells", "split"}  # fmt: skip
+            "repeat", "steps", "tensors", "grid", "patch_cells", "split", "precision",
+            "channels_last", "compile"}  # fmt: skip
     useless = sorted(play & set(env))
     if useless:
         raise ConfigurationError(

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskaug.envs.acceleration import PLAIN, Acceleration, laid_out_as, load_optimiser
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.masking import hide, keep, mask_to_cells
 from maskaug.envs.networks import to_float
@@ -32,19 +34,28 @@ class RewardModel(ABC):
         device: where it lives.
         trainable: False freezes it: there is no optimiser then.
         lr: of Adam.
+        acceleration: how its passes are computed; applied to `model` in place.
     """
 
     #: the objectives that this kind of judge plays.
     objectives: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, model: nn.Module, objective: str, device: torch.device, *, trainable: bool, lr: float = 1e-3
+        self,
+        model: nn.Module,
+        objective: str,
+        device: torch.device,
+        *,
+        trainable: bool,
+        lr: float = 1e-3,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
         if objective not in self.objectives:
             raise ConfigurationError(
                 f"objective={objective!r} is unknown; a {type(self).__name__} plays one of {self.objectives}"
             )
-        self.model = model.to(device).eval()
+        self.model = acceleration.apply(model.to(device).eval())
+        self.acceleration = acceleration
         self.objective = objective
         self.device = device
         # Walking through the modules for these costs more than the rest of a step's bookkeeping.
@@ -106,9 +117,31 @@ class RewardModel(ABC):
         """Put back what `state` gave."""
         self.model.load_state_dict(state["weights"])  # type: ignore[arg-type]
         if self.optimiser is not None and state["optimiser"] is not None:
-            # An optimiser takes the very tensors that it is given, and would then write into `state`.
-            self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # type: ignore[arg-type]
+            load_optimiser(self.optimiser, state["optimiser"])  # type: ignore[arg-type]
         self.version = int(state["version"])  # type: ignore[call-overload]
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        # A copy of a compiled module is not compiled.
+        self.acceleration.apply(self.model)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        # (N, C, H, W) uint8 → what the network says, float32.
+        return self.acceleration.forward(self.model, to_float(images))
+
+    @contextlib.contextmanager
+    def _learning(self) -> Iterator[None]:
+        # Training mode inside; whatever fails there leaves no trace in batch norm's statistics.
+        buffers = list(self.model.buffers())
+        before = _kept(buffers)
+        self.model.train()
+        try:
+            yield
+        except BaseException:
+            _put_back(buffers, before)
+            raise
+        finally:
+            self.model.eval()
 
     def _step(self) -> None:
         assert self.optimiser is not None
@@ -141,9 +174,8 @@ class ClassifierReward(RewardModel):
         """(N, C, H, W) uint8 → logits (N, classes), in evaluation mode, without gradient."""
         if self.model.training:
             self.model.eval()
-        result: Tensor = self.model(to_float(images))
         # Detached: a view of a parameter keeps its gradient even under no_grad.
-        return result.detach()
+        return self._forward(images).detach()
 
     def score(self, shown: Tensor, clean_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms of the reward, each (N,) float32.
@@ -178,19 +210,18 @@ class ClassifierReward(RewardModel):
         """One Adam step on cross-entropy over the clean images and their aiding views, in equal parts.
 
         The paper takes one step for each (its steps 1 and 5); one step on both halves the number of passes through
-        the optimiser and keeps the two from overwriting one another.
+        the optimiser and keeps the two from overwriting one another. Where it fails, nothing has changed.
         """
         if self.optimiser is None:
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
-        self.model.train()
-        loss = functional.cross_entropy(self.model(to_float(torch.cat([images, aiding]))), torch.cat([labels, labels]))
-        self.model.eval()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._step()
+        with self._learning():
+            loss = functional.cross_entropy(self._forward(torch.cat([images, aiding])), torch.cat([labels, labels]))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
+            self.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._step()
         return {"judge_loss": value}
 
 
@@ -220,8 +251,9 @@ class ReconstructionReward(RewardModel):
         lr: float = 1e-3,
         batch: int = 32,
         visible_weight: float = 0.0,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
-        super().__init__(model, "reconstruction", device, trainable=trainable, lr=lr)
+        super().__init__(model, "reconstruction", device, trainable=trainable, lr=lr, acceleration=acceleration)
         self.batch, self.visible_weight = batch, visible_weight
         #: masks whose gradients wait for the update to come.
         self.waiting = 0
@@ -239,7 +271,7 @@ class ReconstructionReward(RewardModel):
             hidden: (N, C, H, W) uint8, as the network is to see them.
             grid: g; None: of every pixel, (N, H, W).
         """
-        result = self.model(to_float(hidden))
+        result = self._forward(hidden)
         # [0, 1] → [−1, 1] doubles every difference.
         square = (result - to_float(images)).square().mean(1)
         return 4 * (square if grid is None else mask_to_cells(square, grid))
@@ -267,36 +299,37 @@ class ReconstructionReward(RewardModel):
         once.
 
         Raises:
-            JudgeError: the error is not finite; nothing has changed then.
+            JudgeError: the error is not finite. After this, or any other failure, nothing has changed.
         """
         if self.optimiser is None:
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
-        # Batch norm has already counted the images when a bad error shows.
-        before = [b.clone() for b in self.model.buffers()]
-        self.model.train()
-        errors = self.errors(images, hidden, _grid_of(images, cells))
-        self.model.eval()
-        # Visible cells too: their gradient is zero times what they are, and zero times infinity is not zero.
-        if not bool(errors.isfinite().all()):
-            with torch.no_grad():
-                for buffer, old in zip(self.model.buffers(), before, strict=False):
-                    buffer.copy_(old)
-            raise JudgeError(
-                f"the reconstruction error is not finite after {self.version} updates; lower judge_lr, and check that "
-                "the network returns images in [0, 1]"
-            )
-        gain = mean_over(errors, cells)
-        total = gain.sum() / self.batch
-        if self.visible_weight:
-            total = total + self.visible_weight * mean_over(errors, ~cells).sum() / self.batch
-        if not self.waiting:
-            # A module that was brought along may still carry the gradients of its own training.
-            self.optimiser.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        self.waiting += len(images)
-        if self.waiting >= self.batch:
-            self._step()
-            self.forget()
+        gradients, waiting = self._gradients(), self.waiting
+        try:
+            with self._learning():
+                errors = self.errors(images, hidden, _grid_of(images, cells))
+                # Visible cells too: their gradient is zero times what they are, and zero times infinity is not zero.
+                if not bool(errors.isfinite().all()):
+                    raise JudgeError(
+                        f"the reconstruction error is not finite after {self.version} updates; lower judge_lr, and "
+                        "check that the network returns images in [0, 1]"
+                    )
+                gain = mean_over(errors, cells)
+                total = gain.sum() / self.batch
+                if self.visible_weight:
+                    total = total + self.visible_weight * mean_over(errors, ~cells).sum() / self.batch
+                if not self.waiting:
+                    # A module that was brought along may still carry the gradients of its own training.
+                    self.optimiser.zero_grad()
+                total.backward()  # type: ignore[no-untyped-call]
+                self.waiting += len(images)
+                if self.waiting >= self.batch:
+                    self._step()
+                    self.forget()
+        except BaseException:
+            self.waiting = waiting
+            if waiting:
+                self._set_gradients(gradients)
+            raise
         return gain.detach(), errors.detach()
 
     def __getstate__(self) -> dict[str, object]:
@@ -305,7 +338,7 @@ class ReconstructionReward(RewardModel):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         gradients: Mapping[str, Tensor] = state.pop("_gradients")  # type: ignore[assignment]
-        self.__dict__.update(state)
+        super().__setstate__(state)
         self._set_gradients(gradients)
 
     def _gradients(self) -> dict[str, Tensor]:
@@ -317,7 +350,7 @@ class ReconstructionReward(RewardModel):
         if self.optimiser is None:
             return  # a frozen judge may share its module with a game that learns: those gradients are not its own
         for name, parameter in self.model.named_parameters():
-            parameter.grad = gradients[name].to(parameter).clone() if name in gradients else None
+            parameter.grad = laid_out_as(gradients[name], parameter) if name in gradients else None
 
     @property
     def room(self) -> int:
@@ -346,6 +379,20 @@ def frozen_reward(model: nn.Module, objective: str, device: torch.device) -> Rew
     if objective in ReconstructionReward.objectives:
         return ReconstructionReward(model, device, trainable=False)
     return ClassifierReward(model, objective, device, trainable=False)
+
+
+def _kept(tensors: Sequence[Tensor]) -> dict[torch.dtype, Tensor]:
+    # One copy for each type: hundreds of small ones would take as long as a pass.
+    kinds = {t.dtype for t in tensors}
+    return {kind: torch.cat([t.detach().flatten() for t in tensors if t.dtype == kind]) for kind in kinds}
+
+
+@torch.no_grad()
+def _put_back(tensors: Sequence[Tensor], kept: Mapping[torch.dtype, Tensor]) -> None:
+    for kind, values in kept.items():
+        own = [t for t in tensors if t.dtype == kind]
+        for tensor, value in zip(own, values.split([t.numel() for t in own]), strict=True):  # type: ignore[no-untyped-call]
+            tensor.copy_(value.view_as(tensor))
 
 
 def _grid_of(images: Tensor, cells: Tensor) -> int | None:
