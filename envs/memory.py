@@ -40,9 +40,12 @@ def largest_batch(peak: Callable[[int], int], free: int, wanted: int) -> int:
     small, large = (min(n, wanted) for n in PROBES)
     try:
         least = peak(small)
-        most = least if large == small else peak(large)
     except torch.OutOfMemoryError:
         return largest_batch(peak, free, small // 2) if small > 1 else 0
+    try:
+        most = least if large == small else peak(large)
+    except torch.OutOfMemoryError:
+        return largest_batch(peak, free, max(small, large // 2))
     if large == wanted and most <= free:
         return wanted
     each = (most - least) / (large - small) if large > small else most / large

@@ -68,17 +68,14 @@ def test_the_largest_batch_follows_from_two_small_ones(
     assert len(asked) <= 2
 
 
-@pytest.mark.parametrize(("limit", "fits"), [(15, 9), (3, 4), (1, 9), (0, 0)])
+@pytest.mark.parametrize(("limit", "fits"), [(16, 9), (15, 8), (7, 4), (3, 2), (1, 1), (0, 0)])
 def test_a_batch_that_cannot_even_be_tried_is_halved(limit: int, fits: int) -> None:
     def peak(count: int) -> int:
         if count > limit:
             raise torch.OutOfMemoryError
         return 10 * count
 
-    # Whatever it says must be at least what was seen to fit.
-    found = largest_batch(peak, 95, 512)
-    assert (found > 0) == (limit > 0)
-    assert found <= 9
+    assert largest_batch(peak, 95, 512) == fits
 
 
 # ---- a device that is made up ----------------------------------------------------------------------------------------
@@ -172,7 +169,8 @@ def test_nothing_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("keywords", "free", "words"),
     [
-        ({"num_envs": 400}, 100, "num_envs=400 does not fit: about 100 fit into the 0.0 GiB .* use num_envs=100"),
+        ({"num_envs": 400}, 100,
+            "num_envs=400 does not fit: about 100 fit into the 0.0 GiB that are free on cuda:0; use num_envs=100"),
         ({"judge_batch": 64}, 100, "judge_batch=64 does not fit: about 16 fit .* use judge_batch=16"),
         (
             {"num_envs": 90, "objective": "reconstruction", "judge_batch": 128}, 100,
@@ -185,9 +183,7 @@ def test_what_does_not_fit_is_refused_when_the_environment_is_made(
     keywords: Game, free: int, words: str, made_up: Callable[..., Device]
 ) -> None:
     made_up(free)
-    with pytest.raises(ConfigurationError, match=words + "|" + words.replace("GiB .*", r"GiB .* on cuda:0;.*")):
-        game(**keywords)
-    with pytest.raises(ConfigurationError, match="on cuda:0"):
+    with pytest.raises(ConfigurationError, match=words):
         game(**keywords)
 
 
@@ -216,8 +212,8 @@ def test_a_compiled_network_is_not_measured_beforehand(
     device = made_up(1)
     env = game(400, compile=True, repeat=2)
     assert device.resets == 0
+    env.reset(seed=0)
     with pytest.raises(ConfigurationError, match="does not fit"):
-        env.evaluation(dataset=DATA).game.acceleration.__class__()
         game(400)
 
 
@@ -291,7 +287,7 @@ def test_an_agents_own_pass_is_asked_about_when_it_begins_to_learn(
     kind: type[Any], keywords: Game, settings: Game, fits: int, made_up: Callable[..., Device],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    env = game(33, **{"judge_batch": 2, **keywords})
+    env = game(40, **{"judge_batch": 2, **keywords})
     agent = kind(env, **settings)
     agent.policy = Counting(agent.policy)
     device = made_up(100)
@@ -307,11 +303,7 @@ def test_an_agents_own_pass_is_asked_about_when_it_begins_to_learn(
 
     monkeypatch.setattr(Trial, "__call__", waiting)
     before = env.game.state()
-    if kind is Distilled:
-        memory.check(lambda: agent._demands(env), CPU)
-        device = made_up(60)
-        fits = 60 // 3
-    with pytest.raises(ConfigurationError, match=f"num_envs=33 does not fit: about {fits} fit"):
+    with pytest.raises(ConfigurationError, match=f"num_envs=40 does not fit: about {fits} fit"):
         agent.learn(64)
     assert same(before, env.game.state())
     assert agent.num_timesteps == 0
@@ -343,7 +335,7 @@ class Exhausted(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if self.when == "backward" and answer.requires_grad:
             # The first layer's gradient comes last: those of the others have been added up by then.
-            next(self.parameters()).register_hook(self._fail)
+            next(self.parameters()).register_hook(self._fail)  # type: ignore[no-untyped-call]
         return answer
 
     def _fail(self, gradient: Tensor) -> None:
@@ -351,12 +343,11 @@ class Exhausted(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-@pytest.mark.parametrize("when", ["forward", "backward"])
-@pytest.mark.parametrize("objective", ["adversarial", "reconstruction"])
+@pytest.mark.parametrize(
+    ("objective", "when"), [("adversarial", "forward"), ("reconstruction", "forward"), ("reconstruction", "backward")]
+)
 @pytest.mark.parametrize("waiting", [0, 1])
-def test_a_step_that_ran_out_of_memory_can_be_taken_again(when: str, objective: str, waiting: int) -> None:
-    if objective == "adversarial" and when == "backward":
-        pytest.skip("a classifier learns after the step")
+def test_a_step_that_ran_out_of_memory_can_be_taken_again(objective: str, when: str, waiting: int) -> None:
     judge = Exhausted(objective)
     env = game(2, objective, reward_model=judge, judge_batch=3, fill="noise")
     env.reset(seed=0)
@@ -387,7 +378,7 @@ def test_an_update_that_ran_out_of_memory_leaves_the_judge_as_it_was(when: str) 
     env.reset(seed=0)
     before = env.game.reward_model.state()
     judge.when = when
-    with pytest.raises(ConfigurationError, match="ran out of memory .* use a smaller judge_batch"):
+    with pytest.raises(ConfigurationError, match=r"ran out of memory .* use a smaller judge_batch"):
         env.step(np.eye(25, dtype=np.int8)[:2])
     assert same(before, env.game.reward_model.state())
     assert not judge.training
@@ -399,7 +390,7 @@ def test_an_update_that_ran_out_of_memory_leaves_the_judge_as_it_was(when: str) 
 def test_an_agent_that_ran_out_of_memory_says_so() -> None:
     agent = APGA(game(2, repeat=2))
     agent.policy.register_forward_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.")))
-    with pytest.raises(ConfigurationError, match="cpu ran out of memory .* use a smaller num_envs"):
+    with pytest.raises(ConfigurationError, match=r"cpu ran out of memory .* use a smaller num_envs"):
         agent.learn(8)
 
 
@@ -416,7 +407,7 @@ def test_a_crash_on_cuda_says_what_would_have_fitted(made_up: Callable[..., Devi
     with pytest.raises(ConfigurationError, match="judge_batch=300 does not fit: about 50 fit"):
         memory.explained(crash, demands, CPU)
     # That one would have fitted: it is something else that takes the memory.
-    with pytest.raises(ConfigurationError, match="cuda:0 ran out of memory .*; use a smaller num_envs, or free what"):
+    with pytest.raises(ConfigurationError, match=r"cuda:0 ran out of memory .*; use a smaller num_envs, or free what"):
         memory.explained(crash, demands, CPU, "num_envs")
     assert memory.explained(lambda: 3, demands, CPU) == 3
 
