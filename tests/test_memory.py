@@ -346,10 +346,10 @@ class Exhausted(nn.Module):
 @pytest.mark.parametrize(
     ("objective", "when"), [("adversarial", "forward"), ("reconstruction", "forward"), ("reconstruction", "backward")]
 )
-@pytest.mark.parametrize("waiting", [0, 1])
+@pytest.mark.parametrize("waiting", [0, 1, 2])
 def test_a_step_that_ran_out_of_memory_can_be_taken_again(objective: str, when: str, waiting: int) -> None:
     judge = Exhausted(objective)
-    env = game(2, objective, reward_model=judge, judge_batch=3, fill="noise")
+    env = game(2, objective, reward_model=judge, judge_batch=5, fill="noise")
     env.reset(seed=0)
     for _ in range(waiting):
         env.step(np.eye(25, dtype=np.int8)[:2])
@@ -369,6 +369,23 @@ def test_a_step_that_ran_out_of_memory_can_be_taken_again(objective: str, when: 
     for _ in range(4):
         assert same(env.step(np.ones((2, 25))), twin.step(np.ones((2, 25))))
     assert same(env.game.state(), twin.game.state())
+
+
+def test_moments_for_which_there_is_no_memory_can_be_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_moments() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    env, twin = (game(2, "reconstruction", judge_batch=2) for _ in range(2))
+    for one in (env, twin):
+        one.reset(seed=0)
+    before, optimiser = env.game.state(), env.game.reward_model.optimiser
+    with monkeypatch.context() as patched:
+        patched.setattr(optimiser, "step", no_moments)
+        with pytest.raises(ConfigurationError, match="ran out of memory"):
+            env.step(np.ones((2, 25)))
+    assert same(before, env.game.state())
+    for _ in range(3):
+        assert same(env.step(np.ones((2, 25))), twin.step(np.ones((2, 25))))
 
 
 @pytest.mark.parametrize("when", ["learning", "backward"])
