@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
+from maskaug.envs import memory
+from maskaug.envs.acceleration import PLAIN
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import resolve_device
@@ -113,9 +116,18 @@ class MaskAgent(ABC):
         self.num_timesteps = 0
         self.updates = 0
         self._reset_done = False
+        #: how the policy's passes are computed: as the judge's, and without an environment in float32.
+        self.acceleration = PLAIN if self.env is None else self.env.game.acceleration
         #: the network that learns; predictions come from `averaged`, its moving average.
-        self.policy: nn.Module = self._make_policy().to(self.device)
+        self.policy: nn.Module = self.acceleration.apply(self._make_policy().to(self.device))
         self.averaged = AveragedModel(self.policy, multi_avg_fn=get_ema_multi_avg_fn(self.settings.average))  # type: ignore[no-untyped-call]
+        self.acceleration.apply(self.averaged.module)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A copy of a compiled module is not compiled.
+        for network in (self.policy, self.averaged.module):
+            self.acceleration.apply(network)
 
     # ---- to be written by each agent -----------------------------------------------------------------------------
 
@@ -155,6 +167,9 @@ class MaskAgent(ABC):
             raise ConfigurationError(f"total_timesteps={total_timesteps} must be at least 1")
         self.check_env(self.env)
         self.check_length(total_timesteps)
+        demands = functools.partial(self._demands, self.env)
+        if not self.acceleration.compile:
+            memory.check(demands, self.device)
         # What an agent does before it plays may count, too.
         goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
         self._begin(total_timesteps)
@@ -169,7 +184,8 @@ class MaskAgent(ABC):
             while self.num_timesteps < goal:
                 before = self.num_timesteps
                 self.policy.train()
-                observation, metrics = self._update(self.env, observation)
+                update = functools.partial(self._update, self.env, observation)
+                observation, metrics = memory.explained(update, demands, self.device)
                 self.updates += 1
                 self.averaged.update_parameters(self.policy)
                 bar.update(self.num_timesteps - before)
@@ -187,6 +203,26 @@ class MaskAgent(ABC):
 
     def _begin(self, total_timesteps: int) -> None:  # noqa: B027 (most agents have no schedule)
         """`learn` was called, with arguments and an environment that will do."""
+
+    def _demands(self, env: MaskVectorEnv) -> list[memory.Demand]:
+        """What an update needs memory for: the policy's pass waits for its gradient while the judge works."""
+        n, policy = env.num_envs, self._trial()
+
+        def beside(judge: memory.Demand) -> memory.Demand:
+            if judge.keyword == "num_envs":
+                return dataclasses.replace(
+                    judge, images=n, trial=lambda m: policy(m, lambda: judge.trial(min(m, judge.images)))
+                )
+            return dataclasses.replace(judge, trial=lambda m: policy(n, lambda: judge.trial(m)))
+
+        return [beside(judge) for judge in env.game.judging.demands()]
+
+    def _trial(self) -> memory.Trial:
+        return memory.Trial.of(self.policy, self.spec.image_shape, self.device, self.acceleration, learns=True)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        # (N, C, H, W) float in [0, 1] → what the network that learns says, float32.
+        return self.acceleration.forward(self.policy, images)
 
     # ---- using ---------------------------------------------------------------------------------------------------
 
@@ -232,10 +268,11 @@ class MaskAgent(ABC):
 
     def _scores(self, images: Tensor) -> Tensor:
         network = self.averaged.module.eval()
-        scores: Tensor = network(to_float(images))
+        scores = self.acceleration.forward(network, to_float(images))
         if self.settings.mirror:
             # The same picture in a mirror: its scores, mirrored back, are a second opinion.
-            scores = (scores + self._mirrored(network(to_float(images.flip(-1))))) / 2
+            mirrored = self.acceleration.forward(network, to_float(images.flip(-1)))
+            scores = (scores + self._mirrored(mirrored)) / 2
         return scores
 
     def _images(self, observation: npt.NDArray[np.uint8] | Tensor) -> Tensor:

@@ -54,6 +54,7 @@ from maskaug.agents import bernoulli, plackett_luce
 from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds
 from maskaug.agents.networks import GridPolicy, take_trunk
 from maskaug.agents.ternausnet import TernausNet11
+from maskaug.envs.acceleration import load_optimiser
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.networks import seeded_weights, to_float
@@ -246,10 +247,10 @@ class APGA(MaskAgent):
         images = to_float(as_tensor(observation, self.device))
         if self.settings.mirror:
             flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None]
-            scores = self.policy(torch.where(flip[:, None], images.flip(-1), images))
+            scores = self._forward(torch.where(flip[:, None], images.flip(-1), images))
             scores = torch.where(flip, scores.flip(-1), scores)
         else:
-            scores = self.policy(images)
+            scores = self._forward(images)
         loss, observation, metrics = (self._published if self.settings.loss == "published" else self._reinforce)(
             env, scores
         )
@@ -328,7 +329,7 @@ class APGA(MaskAgent):
         return {"optimiser": self.optimiser.state_dict(), "baseline": self._baseline}
 
     def _load_learning_state(self, state: Mapping[str, Any]) -> None:
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_optimiser(self.optimiser, state["optimiser"])
         self._baseline = state["baseline"]
 
 

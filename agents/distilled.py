@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from maskaug.agents.agent import GridSpec, MaskAgent, check_kinds
 from maskaug.agents.networks import PlacePolicy
+from maskaug.envs.acceleration import load_optimiser
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import make_judge
 from maskaug.envs.masking import mask_to_cells
+from maskaug.envs.memory import Demand
 from maskaug.envs.networks import seeded_weights, to_float
 from maskaug.envs.pretrain import FitSettings, fit_classifier
 
@@ -114,6 +116,10 @@ class Distilled(MaskAgent):
                 f"{env.dataset.name} has no labels of at least two classes, and the judges behind this masker need them"
             )
 
+    def _demands(self, env: MaskVectorEnv) -> list[Demand]:
+        # The environment's judge is not asked, and small judges see far fewer images at once than they could.
+        return [Demand("num_envs", env.num_envs, env.num_envs, self._trial())]
+
     def _begin(self, total_timesteps: int) -> None:
         if self._judges is None:
             assert self.env is not None
@@ -140,10 +146,10 @@ class Distilled(MaskAgent):
         if self.settings.mirror:
             flip = torch.rand(len(images), generator=self.generator) < 0.5
         flip = flip.to(self.device)[:, None, None]
-        scores = self.policy(torch.where(flip[..., None], to_float(images.flip(-1)), to_float(images)))
+        scores = self._forward(torch.where(flip[..., None], to_float(images.flip(-1)), to_float(images)))
         loss = (scores - torch.where(flip, target.flip(-1), target)).square().mean()
         self.optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         env.game.advance()
         return env.observe(), {"train/loss": float(loss.detach())}
@@ -168,7 +174,7 @@ class Distilled(MaskAgent):
         return {"optimiser": self.optimiser.state_dict(), "judges": judges}
 
     def _load_learning_state(self, state: Mapping[str, Any]) -> None:
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_optimiser(self.optimiser, state["optimiser"])
         if state["judges"]:
             assert self.env is not None
             data, count = self.env.dataset, self.settings.judges

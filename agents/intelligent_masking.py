@@ -46,9 +46,11 @@ from maskaug.agents.agent import GridSpec, MaskAgent, as_tensor, check_kinds
 from maskaug.agents.losses import low_passed, ranking_loss
 from maskaug.agents.networks import ImaginingQMap, PaperQMap, QMap
 from maskaug.agents.replay import Replay
+from maskaug.envs.acceleration import load_optimiser
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import patch_count, patch_to_cells, top_cells
+from maskaug.envs.memory import Demand
 from maskaug.envs.networks import seeded_weights, to_float
 
 LOSSES = ("log", "huber", "squared", "ranking")
@@ -244,6 +246,10 @@ class IntelligentMasking(MaskAgent):
                 "first"
             )
 
+    def _demands(self, env: MaskVectorEnv) -> list[Demand]:
+        found, batch = super()._demands(env), self.settings.replay_batch
+        return [*found, Demand("replay_batch", batch, batch, self._trial())] if self._replay.capacity else found
+
     def _begin(self, total_timesteps: int) -> None:
         if self.horizon == 0:
             self.horizon = self.num_timesteps + total_timesteps
@@ -386,10 +392,9 @@ class IntelligentMasking(MaskAgent):
         """(N, C, H, W) uint8 → Q-maps (N, R, g, g), in units of the mean error; those of mirrored views put back."""
         as_float = to_float(images)
         if not self.settings.mirror:
-            result: Tensor = self.policy(as_float)
-            return result
+            return self._forward(as_float)
         flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None, None]
-        q = self.policy(torch.where(flip, as_float.flip(-1), as_float))
+        q = self._forward(torch.where(flip, as_float.flip(-1), as_float))
         return torch.where(flip, self._mirrored(q), q)
 
     def _learn(self, q: Tensor, errors: Tensor) -> tuple[float, float]:
@@ -456,7 +461,7 @@ class IntelligentMasking(MaskAgent):
         }
 
     def _load_learning_state(self, state: Mapping[str, Any]) -> None:
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_optimiser(self.optimiser, state["optimiser"])
         self._scale, self.horizon = state["scale"], state["horizon"]
         self._replay.load_state(state["replay"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -131,6 +132,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             only_class=game.only_class,
             device=game.device,
             tensors=game.tensors,
+            **dataclasses.asdict(game.acceleration),
             render_mode=self.render_mode,
             **keywords,
         )

@@ -21,6 +21,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
+from maskaug.envs import memory
+from maskaug.envs.acceleration import Acceleration
 from maskaug.envs.actions import ActionRule, is_number
 from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
 from maskaug.envs.defaults import default_grid
@@ -116,8 +118,16 @@ class MaskGame:
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …: where the judge lives and masks are made.
         tensors: for vector environments: actions may be, and all that is returned is, tensors on `device`; the images
             are kept there too, where they fit into a quarter of its free memory.
+        precision: "fp32", or "bf16": the judge's passes, and those of the policies of agents that learn here, in
+            bfloat16; all that is returned stays float32, moves by some thousandths and ranks alike; see `Acceleration`.
+        channels_last: lay out weights and images channels last in memory, in these passes; see below.
+        compile: compile these passes by `torch.compile`; see below.
         seed: of splits, synthetic images, crops and a new judge's first weights. Episodes are seeded by `reset(seed=)`.
         **options: the data set's own keywords.
+
+    `channels_last` and `compile` change a module that was brought along in place; games that share one are made with
+    the same. On CUDA, `num_envs` and `judge_batch` that do not fit into the device's free memory are an error that says
+    what does (compiled networks are not measured beforehand: they take less, and minutes to compile).
     """
 
     def __init__(
@@ -149,9 +159,14 @@ class MaskGame:
         steps: int = 1,
         device: str | torch.device = "auto",
         tensors: bool = False,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        compile: bool = False,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        #: how the judge's passes, and those of the policies that learn here, are computed.
+        self.acceleration = Acceleration(precision, channels_last, compile)
         _positive("num_envs", num_envs)
         _positive("repeat", repeat)
         _positive("steps", steps)
@@ -225,7 +240,8 @@ class MaskGame:
             model = resolve_judge(reward_model, dataset.shape, len(dataset.class_names), seed, joint=joint)
             self.judging: Judging = ClassifierJudging(
                 ClassifierReward(
-                    model, objective, self.device, trainable=joint, lr=lr, sensitivity=sensitivity
+                    model, objective, self.device, trainable=joint, lr=lr, sensitivity=sensitivity,
+                    acceleration=self.acceleration,
                 ),
                 dataset, self.pictures, num_envs, self.rule, joint, fill, self.judge_batch, flip,
             )  # fmt: skip
@@ -234,10 +250,12 @@ class MaskGame:
             self.judging = ReconstructionJudging(
                 ReconstructionReward(
                     model, self.device, trainable=joint, lr=lr, batch=self.judge_batch * repeat * steps,
-                    visible_weight=visible_weight or 0.0,
+                    visible_weight=visible_weight or 0.0, acceleration=self.acceleration,
                 ),
                 dataset, self.pictures, num_envs, self.rule, joint,
             )  # fmt: skip
+        if not compile:
+            memory.check(self.judging.demands, self.device)
         self._labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
         # The price of selecting 0, 1, … all cells.
         total = math.prod(self.rule.shape)
@@ -341,7 +359,7 @@ class MaskGame:
             self._order[slot] = self.rngs[slot].permutation(len(self.dataset))
             self._position[slot] = 0
         self._turn(done)
-        self.judging.teach()
+        memory.explained(self.judging.teach, self.judging.demands, self.device, "judge_batch")
 
     def observe(self) -> Tensor:
         """(N, C, H, W) uint8, a fresh copy of what the slots see: their images, without what is selected already."""
@@ -370,10 +388,11 @@ class MaskGame:
 
         Raises:
             JudgeError: the judge returned something that is not finite; nothing has changed then.
+            ConfigurationError: the device's memory does not suffice; nothing has changed then.
         """
         before = [rng.bit_generator.state for rng in self.rngs] if self.fill == "noise" else []
         try:
-            return self._judge(cells)
+            return memory.explained(lambda: self._judge(cells), self.judging.demands, self.device, "num_envs")
         except BaseException:
             # The same step can then be tried again, with the same noise.
             for rng, state in zip(self.rngs, before, strict=False):
@@ -517,6 +536,9 @@ class MaskGame:
             "reward_model": kind_of(judge.model), "judge_lr": judge.lr if self.joint else None,
             "sensitivity": self.sensitivity,
             "visible_weight": judge.visible_weight if isinstance(judge, ReconstructionReward) else None,
+            # What is known of clean images is only true for it. Layout and compilation change the last bits alone, as
+            # another machine does.
+            "precision": self.acceleration.precision,
         }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import JudgeError
 from maskaug.envs.masking import cell_means, cells_to_mask, filler, keep
+from maskaug.envs.memory import Demand, Trial
 from maskaug.envs.pictures import Pictures
 from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel
 
@@ -95,6 +96,14 @@ class Judging(ABC):
     @abstractmethod
     def blank(self) -> dict[str, Tensor]:
         """The same keys for slots whose mask is not chosen yet."""
+
+    @abstractmethod
+    def demands(self) -> list[Demand]:
+        """The largest passes of the judge, to be tried on copies of its network."""
+
+    def _trial(self, *, learns: bool) -> Trial:
+        judge = self.reward_model
+        return Trial.of(judge.model, self.dataset.shape, judge.device, judge.acceleration, learns=learns)
 
     def remember(self, worth: Tensor, cells: Tensor, ended: npt.NDArray[np.bool_]) -> None:  # noqa: B027
         """Masks were judged: what they are worth, (N,), their cells, (N, *rule.shape), and whose try is over, (N,)."""
@@ -183,6 +192,13 @@ class ClassifierJudging(Judging):
         terms = self.reward_model.score(shown, self._clean_answers(scene.picture, scene.images), scene.truth)
         self._refuse_infinite(terms["gain"], scene.index)
         return terms
+
+    def demands(self) -> list[Demand]:
+        """See `Judging.demands`: N images are judged, and an update sees its images clean and as aiding views."""
+        found = [Demand("num_envs", self.num_envs, self.num_envs, self._trial(learns=False))]
+        if self.joint:
+            found.append(Demand("judge_batch", self._batch, 2 * self._batch, self._trial(learns=True), each=2))
+        return found
 
     def blank(self) -> dict[str, Tensor]:
         """See `Judging.blank`: every term 0."""
@@ -322,6 +338,11 @@ class ReconstructionJudging(Judging):
                 self.reward_model.load_state(before)
             raise
         return parts
+
+    def demands(self) -> list[Demand]:
+        """See `Judging.demands`: N images are judged, and learnt from in the same pass, an update's at once."""
+        at_once = min(self.num_envs, self.reward_model.batch) if self.joint else self.num_envs
+        return [Demand("num_envs", self.num_envs, at_once, self._trial(learns=self.joint))]
 
     def seed(self, rng: np.random.Generator) -> None:
         """Forget what waits for an update: one seed is to give one game."""

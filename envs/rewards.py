@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maskaug.envs.acceleration import PLAIN, Acceleration, laid_out_as, load_optimiser
 from maskaug.envs.ensemble import members_of
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.masking import hide, keep, mask_to_cells
@@ -36,6 +38,7 @@ class RewardModel(ABC):
         device: where it lives.
         trainable: False freezes it: there is no optimiser then.
         lr: of Adam.
+        acceleration: how its passes are computed; applied to `model` in place.
     """
 
     #: the objectives that this kind of judge plays.
@@ -44,13 +47,23 @@ class RewardModel(ABC):
     views: tuple[str, ...] = ("hidden",)
 
     def __init__(
-        self, model: nn.Module, objective: str, device: torch.device, *, trainable: bool, lr: float = 1e-3
+        self,
+        model: nn.Module,
+        objective: str,
+        device: torch.device,
+        *,
+        trainable: bool,
+        lr: float = 1e-3,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
         if objective not in self.objectives:
             raise ConfigurationError(
                 f"objective={objective!r} is unknown; a {type(self).__name__} plays one of {self.objectives}"
             )
         self.model = model.to(device).eval()
+        for member in members_of(model):
+            acceleration.apply(member)
+        self.acceleration = acceleration
         self.objective = objective
         self.device = device
         # Walking through the modules for these costs more than the rest of a step's bookkeeping.
@@ -116,9 +129,28 @@ class RewardModel(ABC):
         """Put back what `state` gave."""
         self.model.load_state_dict(state["weights"])  # type: ignore[arg-type]
         if self.optimiser is not None and state["optimiser"] is not None:
-            # An optimiser takes the very tensors that it is given, and would then write into `state`.
-            self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # type: ignore[arg-type]
+            load_optimiser(self.optimiser, state["optimiser"])  # type: ignore[arg-type]
         self.version = int(state["version"])  # type: ignore[call-overload]
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        # A copy of a compiled module is not compiled.
+        for member in members_of(self.model):
+            self.acceleration.apply(member)
+
+    @contextlib.contextmanager
+    def _learning(self) -> Iterator[None]:
+        # Training mode inside; whatever fails there leaves no trace in batch norm's statistics.
+        buffers = list(self.model.buffers())
+        before = _kept(buffers)
+        self.model.train()
+        try:
+            yield
+        except BaseException:
+            _put_back(buffers, before)
+            raise
+        finally:
+            self.model.eval()
 
     def _step(self) -> None:
         assert self.optimiser is not None
@@ -163,6 +195,7 @@ class ClassifierReward(RewardModel):
         trainable: bool,
         lr: float = 1e-3,
         sensitivity: str | None = None,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
         check_sensitivity(sensitivity, objective)
         self.views = {"preserving": ("kept",), "both": ("hidden", "kept")}.get(objective, self.views)
@@ -176,7 +209,7 @@ class ClassifierReward(RewardModel):
                         f"sensitivity='features' asks the judge for its features, and {type(judge).__name__} has none; "
                         "give it a method features(images (N, C, H, W)) → (N, F), or use sensitivity='output'"
                     )
-        super().__init__(model, objective, device, trainable=trainable, lr=lr)
+        super().__init__(model, objective, device, trainable=trainable, lr=lr, acceleration=acceleration)
 
     def answers(self, images: Tensor) -> Tensor:
         """What rewards are made of, in evaluation mode, without gradient: logits, or features.
@@ -195,10 +228,10 @@ class ClassifierReward(RewardModel):
         if any(judge.training for judge in self.judges):
             self.model.eval()
         inputs = to_float(images)
+        # Detached: a view of a parameter keeps its gradient even under no_grad.
         if self.sensitivity != "features":
-            # Detached: a view of a parameter keeps its gradient even under no_grad.
-            return [judge(inputs).detach() for judge in self.judges]
-        parts = [judge.features(inputs).detach() for judge in self.judges]  # type: ignore[operator]
+            return [self.acceleration.forward(judge, inputs).detach() for judge in self.judges]
+        parts = [self.acceleration.forward(judge.features, inputs).detach() for judge in self.judges]  # type: ignore[arg-type]
         for judge, part in zip(self.judges, parts, strict=True):
             if part.ndim != 2 or len(part) != len(images):
                 raise ConfigurationError(
@@ -257,21 +290,21 @@ class ClassifierReward(RewardModel):
         Each member of an ensemble learns by itself: the loss is the mean of theirs.
 
         The paper takes one step for each (its steps 1 and 5); one step on both halves the number of passes through
-        the optimiser and keeps the two from overwriting one another.
+        the optimiser and keeps the two from overwriting one another. Where it fails, nothing has changed.
         """
         if self.optimiser is None:
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
-        self.model.train()
-        inputs, truth = to_float(torch.cat([images, aiding])), torch.cat([labels, labels])
-        losses = [functional.cross_entropy(judge(inputs), truth) for judge in self.judges]
-        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        self.model.eval()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._step()
+        with self._learning():
+            inputs, truth = to_float(torch.cat([images, aiding])), torch.cat([labels, labels])
+            answers = [self.acceleration.forward(judge, inputs) for judge in self.judges]
+            losses = [functional.cross_entropy(answer, truth) for answer in answers]
+            loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
+            self.optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._step()
         return {"judge_loss": value}
 
 
@@ -301,8 +334,9 @@ class ReconstructionReward(RewardModel):
         lr: float = 1e-3,
         batch: int = 32,
         visible_weight: float = 0.0,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
-        super().__init__(model, "reconstruction", device, trainable=trainable, lr=lr)
+        super().__init__(model, "reconstruction", device, trainable=trainable, lr=lr, acceleration=acceleration)
         self.batch, self.visible_weight = batch, visible_weight
         #: masks whose gradients wait for the update to come.
         self.waiting = 0
@@ -320,7 +354,7 @@ class ReconstructionReward(RewardModel):
             hidden: (N, C, H, W) uint8, as the network is to see them.
             grid: g; None: of every pixel, (N, H, W).
         """
-        result = self.model(to_float(hidden))
+        result = self.acceleration.forward(self.model, to_float(hidden))
         # [0, 1] → [−1, 1] doubles every difference.
         square = (result - to_float(images)).square().mean(1)
         return 4 * (square if grid is None else mask_to_cells(square, grid))
@@ -348,36 +382,37 @@ class ReconstructionReward(RewardModel):
         once.
 
         Raises:
-            JudgeError: the error is not finite; nothing has changed then.
+            JudgeError: the error is not finite. After this, or any other failure, nothing has changed.
         """
         if self.optimiser is None:
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
-        # Batch norm has already counted the images when a bad error shows.
-        before = [b.clone() for b in self.model.buffers()]
-        self.model.train()
-        errors = self.errors(images, hidden, _grid_of(images, cells))
-        self.model.eval()
-        # Visible cells too: their gradient is zero times what they are, and zero times infinity is not zero.
-        if not bool(errors.isfinite().all()):
-            with torch.no_grad():
-                for buffer, old in zip(self.model.buffers(), before, strict=False):
-                    buffer.copy_(old)
-            raise JudgeError(
-                f"the reconstruction error is not finite after {self.version} updates; lower judge_lr, and check that "
-                "the network returns images in [0, 1]"
-            )
-        gain = mean_over(errors, cells)
-        total = gain.sum() / self.batch
-        if self.visible_weight:
-            total = total + self.visible_weight * mean_over(errors, ~cells).sum() / self.batch
-        if not self.waiting:
-            # A module that was brought along may still carry the gradients of its own training.
-            self.optimiser.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        self.waiting += len(images)
-        if self.waiting >= self.batch:
-            self._step()
-            self.forget()
+        gradients, waiting = self._gradients(), self.waiting
+        try:
+            with self._learning():
+                errors = self.errors(images, hidden, _grid_of(images, cells))
+                # Visible cells too: their gradient is zero times what they are, and zero times infinity is not zero.
+                if not bool(errors.isfinite().all()):
+                    raise JudgeError(
+                        f"the reconstruction error is not finite after {self.version} updates; lower judge_lr, and "
+                        "check that the network returns images in [0, 1]"
+                    )
+                gain = mean_over(errors, cells)
+                total = gain.sum() / self.batch
+                if self.visible_weight:
+                    total = total + self.visible_weight * mean_over(errors, ~cells).sum() / self.batch
+                if not self.waiting:
+                    # A module that was brought along may still carry the gradients of its own training.
+                    self.optimiser.zero_grad()
+                total.backward()  # type: ignore[no-untyped-call]
+                self.waiting += len(images)
+                if self.waiting >= self.batch:
+                    self._step()
+                    self.forget()
+        except BaseException:
+            self.waiting = waiting
+            if waiting:
+                self._set_gradients(gradients)
+            raise
         return gain.detach(), errors.detach()
 
     def __getstate__(self) -> dict[str, object]:
@@ -386,7 +421,7 @@ class ReconstructionReward(RewardModel):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         gradients: Mapping[str, Tensor] = state.pop("_gradients")  # type: ignore[assignment]
-        self.__dict__.update(state)
+        super().__setstate__(state)
         self._set_gradients(gradients)
 
     def _gradients(self) -> dict[str, Tensor]:
@@ -398,7 +433,7 @@ class ReconstructionReward(RewardModel):
         if self.optimiser is None:
             return  # a frozen judge may share its module with a game that learns: those gradients are not its own
         for name, parameter in self.model.named_parameters():
-            parameter.grad = gradients[name].to(parameter).clone() if name in gradients else None
+            parameter.grad = laid_out_as(gradients[name], parameter) if name in gradients else None
 
     @property
     def room(self) -> int:
@@ -441,6 +476,20 @@ def check_sensitivity(sensitivity: str | None, objective: str) -> None:
         )
     if sensitivity not in (None, *SENSITIVITIES):
         raise ConfigurationError(f"sensitivity={sensitivity!r} is unknown; use one of {SENSITIVITIES}")
+
+
+def _kept(tensors: Sequence[Tensor]) -> dict[torch.dtype, Tensor]:
+    # One copy for each type: hundreds of small ones would take as long as a pass.
+    kinds = {t.dtype for t in tensors}
+    return {kind: torch.cat([t.detach().flatten() for t in tensors if t.dtype == kind]) for kind in kinds}
+
+
+@torch.no_grad()
+def _put_back(tensors: Sequence[Tensor], kept: Mapping[torch.dtype, Tensor]) -> None:
+    for kind, values in kept.items():
+        own = [t for t in tensors if t.dtype == kind]
+        for tensor, value in zip(own, values.split([t.numel() for t in own]), strict=True):  # type: ignore[no-untyped-call]
+            tensor.copy_(value.view_as(tensor))
 
 
 def _grid_of(images: Tensor, cells: Tensor) -> int | None:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 Split = Literal["train", "val", "test", "all"]
+Precision = Literal["fp32", "bf16"]
 Readout = Literal["paper", "logistic"]
 Preset = Literal["default", "published"]
 Arm = Literal[
@@ -50,6 +51,9 @@ class EnvOptions(Options):
         repeat: tries on each image.
         steps: masks an episode.
         tensors: play with tensors on the device: the images are kept there, and nothing crosses to the host.
+        precision: fp32 or bf16: how judge and policy compute.
+        channels_last: lay out weights and images channels last in memory.
+        compile: compile the passes of judge and policy (torch.compile).
         kind: synthetic data: radiograph, ultrasound or mr.
         difficulty: synthetic data: easy, medium or hard.
         n: synthetic data: number of images.
@@ -82,6 +86,9 @@ class EnvOptions(Options):
     repeat: int | None = None
     steps: int | None = None
     tensors: bool | None = None
+    precision: Precision | None = None
+    channels_last: bool | None = None
+    compile: bool | None = None
     kind: str | None = None
     difficulty: str | None = None
     n: int | None = None

@@ -84,6 +84,7 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"judge_batch": 3}),
     ({}, {"repeat": 2}),
     ({}, {"steps": 2}),
+    ({}, {"precision": "bf16"}),
     ({}, {"seed": 1}),
     ({}, {"kind": "mr"}),
     ({}, {"difficulty": "hard"}),
@@ -127,7 +128,7 @@ def test_every_keyword_has_its_test() -> None:
     import inspect
 
     tested = {name for change in CHANGES for name in change[1]} | {"joint", "reward_model", "only_class"}
-    elsewhere = {"num_envs", "dataset", "root", "device", "tensors", "options"}
+    elsewhere = {"num_envs", "dataset", "root", "device", "tensors", "channels_last", "compile", "options"}
     assert set(inspect.signature(MaskGame).parameters) == (tested | elsewhere) - {"kind", "difficulty", "n", "task"}
 
 
@@ -137,6 +138,7 @@ def test_defaults_are_those_that_are_documented() -> None:
     changes: Game = {"objective": "sensitivity"}
     assert same(outcome(**changes), outcome(**changes, sensitivity="output"))
     assert same(outcome(), outcome(objective="adversarial", action="grid", reward_model="small", seed=0, split="train"))
+    assert same(outcome(), outcome(precision="fp32", channels_last=False, compile=False))
     assert same(outcome(judge_batch=None), outcome(judge_batch=32))
     assert same(outcome(action="patch"), outcome(action="patch", patch_cells=2))
     assert same(outcome(**RECONSTRUCTION), outcome(**RECONSTRUCTION, visible_weight=0.0, reward_model="small"))
