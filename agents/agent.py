@@ -211,8 +211,9 @@ class MaskAgent(ABC):
         def beside(judge: memory.Demand) -> memory.Demand:
             if judge.keyword == "num_envs":
                 return dataclasses.replace(
-                    judge, images=n, trial=lambda m: policy(m, lambda: judge.trial(min(m, judge.images)))
-                )
+                    judge, images=n, each=1,
+                    trial=lambda m: policy(m, lambda: judge.trial(min(m * judge.each, judge.images))),
+                )  # fmt: skip
             return dataclasses.replace(judge, trial=lambda m: policy(n, lambda: judge.trial(m)))
 
         return [beside(judge) for judge in env.game.judging.demands()]

@@ -54,7 +54,7 @@ class DistilledSettings:
 
     judges: int = 8
     bag: float = 0.85
-    judge_updates: int = 600
+    judge_updates: int = 300
     judge_lr: float = 2e-3
     learning_rate: float = 3e-3
     average: float = 0.98
@@ -109,11 +109,17 @@ class Distilled(MaskAgent):
         with seeded_weights(self.seed):
             return PlacePolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width, self.settings.place)
 
+    @property
+    def judges(self) -> nn.ModuleList | None:
+        """The bagged judges, frozen; None before `learn`, and in an agent that was loaded to predict."""
+        return self._judges
+
     def check_env(self, env: MaskVectorEnv) -> None:
         """See `MaskAgent.check_env`."""
-        if env.dataset.labels is None or len(env.dataset.class_names) < 2:
+        if env.game.whole.labels is None or len(env.game.whole.class_names) < 2:
             raise ConfigurationError(
-                f"{env.dataset.name} has no labels of at least two classes, and the judges behind this masker need them"
+                f"{env.game.whole.name} has no labels of at least two classes, and the judges behind this masker need "
+                "them"
             )
 
     def _demands(self, env: MaskVectorEnv) -> list[Demand]:
@@ -123,7 +129,8 @@ class Distilled(MaskAgent):
     def _begin(self, total_timesteps: int) -> None:
         if self._judges is None:
             assert self.env is not None
-            self._judges = nn.ModuleList([self._judge(i, self.env.dataset) for i in range(self.settings.judges)])
+            whole = self.env.game.whole
+            self._judges = nn.ModuleList([self._judge(i, whole) for i in range(self.settings.judges)])
 
     def _judge(self, number: int, dataset: ImageDataset) -> nn.Module:
         settings = self.settings
@@ -177,7 +184,7 @@ class Distilled(MaskAgent):
         load_optimiser(self.optimiser, state["optimiser"])
         if state["judges"]:
             assert self.env is not None
-            data, count = self.env.dataset, self.settings.judges
+            data, count = self.env.game.whole, self.settings.judges
             blank = [make_judge("small", data.shape[0], len(data.class_names), 0) for _ in range(count)]
             self._judges = nn.ModuleList(blank).to(self.device).eval().requires_grad_(False)
             self._judges.load_state_dict(state["judges"])

@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from maskaug.agents.agent import GridSpec, MaskAgent, check_kinds
 from maskaug.agents.networks import GridPolicy, take_trunk
+from maskaug.envs.acceleration import load_optimiser
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.masking import area_price, cells_to_mask, filler
@@ -169,10 +170,9 @@ class EndToEnd(MaskAgent):
     def _soft_cells(self, images: Tensor) -> Tensor:
         # (N, C, H, W) float → (N, g, g) in [0, 1].
         if not self.settings.mirror:
-            soft: Tensor = self.policy(images).sigmoid()
-            return soft
+            return self._forward(images).sigmoid()
         flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None]
-        scores = self.policy(torch.where(flip[:, None], images.flip(-1), images))
+        scores = self._forward(torch.where(flip[:, None], images.flip(-1), images))
         return torch.where(flip, scores.flip(-1), scores).sigmoid()
 
     def _gain(self, env: MaskVectorEnv, pictures: Tensor, mask: Tensor) -> Tensor:
@@ -207,8 +207,7 @@ class EndToEnd(MaskAgent):
         model = env.game.reward_model.model
         if model.training:
             model.eval()
-        logits: Tensor = model(images)
-        return logits.float()
+        return env.game.acceleration.forward(model, images)
 
     def _sample(self, scores: Tensor) -> Tensor:
         # Nothing is tried out here.
@@ -220,7 +219,7 @@ class EndToEnd(MaskAgent):
 
     def _load_learning_state(self, state: Mapping[str, Any]) -> None:
         assert self.env is not None
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_optimiser(self.optimiser, state["optimiser"])
         clean = state["clean"]
         self._clean = dict(zip(clean["index"].tolist(), clean["loss"].tolist(), strict=True))
         self._clean_version = self.env.game.reward_model.weights_version()

@@ -219,6 +219,8 @@ class MaskGame:
             raise ConfigurationError(f"{dataset.name} has no labels, and objective={objective!r} needs them")
         if classifies and len(dataset.class_names) < 2:
             raise ConfigurationError(f"{dataset.name} has one class alone, and a judge must tell at least two apart")
+        #: the images before `only_class` chose among them: what a classifier of them is to be trained on.
+        self.whole = dataset
         if only_class is not None:
             if joint and classifies:
                 raise ConfigurationError("only_class needs a frozen judge: add joint=False and reward_model=FILE")
@@ -344,6 +346,10 @@ class MaskGame:
         """The next episode of the given slots, (N,) bool (default: all): the next try, or the next image.
 
         Where an image is done and a classifier learns along, its best-rewarded try goes to it.
+
+        Raises:
+            ConfigurationError, JudgeError: the update failed. The judge is as it was, the slots have gone on, and what
+                it was to learn from waits for the next call.
         """
         self._begin(np.ones(self.num_envs, np.bool_) if slots is None else slots)
         self._try += 1 if slots is None else slots

@@ -195,7 +195,9 @@ class ClassifierJudging(Judging):
 
     def demands(self) -> list[Demand]:
         """See `Judging.demands`: N images are judged, and an update sees its images clean and as aiding views."""
-        found = [Demand("num_envs", self.num_envs, self.num_envs, self._trial(learns=False))]
+        views = len(self.reward_model.views)
+        judged = self._trial(learns=False)
+        found = [Demand("num_envs", self.num_envs, views * self.num_envs, judged, each=views)]
         if self.joint:
             found.append(Demand("judge_batch", self._batch, 2 * self._batch, self._trial(learns=True), each=2))
         return found

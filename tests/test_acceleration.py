@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from maskaug import load_masker
 from maskaug.agents.apga import APGA
 from maskaug.agents.distilled import Distilled
+from maskaug.agents.end_to_end import EndToEnd
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.benchmarks.masks import mask_report
 from maskaug.envs.acceleration import PLAIN, Acceleration, load_optimiser
@@ -35,6 +36,7 @@ AGENTS: list[tuple[type[Any], dict[str, Any], dict[str, Any]]] = [
     (APGA, {"repeat": 2}, {}),
     (IntelligentMasking, {"objective": "reconstruction"}, {}),
     (Distilled, {}, {"judges": 2, "judge_updates": 2}),
+    (EndToEnd, {"joint": False}, {}),
 ]
 Game = dict[str, Any]
 
@@ -75,7 +77,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[nn.Module]]
     compiled: list[nn.Module] = []
     compile_as_it_is = nn.Module.compile
 
-    def compile_quickly(module: nn.Module) -> None:
+    def compile_quickly(module: nn.Module, options: dict[str, bool] | None) -> None:
         compiled.append(module)
         compile_as_it_is(module, backend="eager")
 
@@ -181,7 +183,7 @@ def test_a_judge_learns_in_bf16() -> None:
     def accuracy(env: MaskVectorEnv) -> float:
         images, labels = torch.from_numpy(np.array(env.dataset.images)), env.dataset.labels
         assert labels is not None
-        answers = env.game.reward_model.logits(images).argmax(1).numpy()  # type: ignore[attr-defined]
+        answers = env.game.reward_model.answers(images).argmax(1).numpy()  # type: ignore[attr-defined]
         return float((answers == labels).mean())
 
     data = pictures(40, 40)
@@ -322,7 +324,7 @@ def test_what_torch_cannot_compile_is_an_error_before_anything_changes(monkeypat
         raise RuntimeError("No working C++ compiler found")
 
     compile_as_it_is = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_as_it_is(module, backend=no_compiler))
+    monkeypatch.setattr(nn.Module, "compile", lambda module, options: compile_as_it_is(module, backend=no_compiler))
     env = game(compile=True)
     env.reset(seed=0)
     before = env.game.state()
@@ -332,13 +334,24 @@ def test_what_torch_cannot_compile_is_an_error_before_anything_changes(monkeypat
     torch._dynamo.reset()
 
 
+def test_compiled_bf16_rounds_where_it_would_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, options: asked.append(options))
+    for precision in ("fp32", "bf16"):
+        Acceleration(precision, compile=True).apply(nn.Linear(1, 1))
+    assert asked == [None, {"emulate_precision_casts": True}]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["adversarial", "reconstruction"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_judge_that_is_really_compiled_plays_the_same_game(objective: str) -> None:
     keywords: Game = {"channels_last": True, "precision": "bf16"}
     for more in ({}, keywords):
-        plain, other = (played(game(objective, **more, compile=compiled), 5) for compiled in (False, True))
+        # An update of as many images as there are slots: each shape more is another minute.
+        plain, other = (
+            played(game(objective, **more, judge_batch=3, compile=compiled), 5) for compiled in (False, True)
+        )
         atol = 0.02 if more else 1e-4
         for one, two in zip(numbers(plain), numbers(other), strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-3, atol=atol)
@@ -348,6 +361,8 @@ def test_a_judge_that_is_really_compiled_plays_the_same_game(objective: str) -> 
 # ---- who gets it -----------------------------------------------------------------------------------------------------
 
 
+# Tracing asks for the gradient of EndToEnd's soft images, which nobody needs to have kept.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize(("kind", "keywords", "settings"), AGENTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_policies_follow_their_environment_and_a_masker_is_plain(
     kind: type[Any], keywords: Game, settings: Game, tmp_path: Path, quick_compiler: list[nn.Module]

@@ -171,6 +171,7 @@ def test_nothing_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"num_envs": 400}, 100,
             "num_envs=400 does not fit: about 100 fit into the 0.0 GiB that are free on cuda:0; use num_envs=100"),
+        ({"num_envs": 80, "objective": "both"}, 100, "num_envs=80 does not fit: about 50 fit .* use num_envs=50"),
         ({"judge_batch": 64}, 100, "judge_batch=64 does not fit: about 16 fit .* use judge_batch=16"),
         (
             {"num_envs": 90, "objective": "reconstruction", "judge_batch": 128}, 100,
@@ -208,7 +209,7 @@ def test_what_fits_is_played(keywords: Game, made_up: Callable[..., Device]) -> 
 def test_a_compiled_network_is_not_measured_beforehand(
     made_up: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(nn.Module, "compile", lambda module, options: None)
     device = made_up(1)
     env = game(400, compile=True, repeat=2)
     assert device.resets == 0
