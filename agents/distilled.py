@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from maskaug.agents.agent import GridSpec, MaskAgent, check_kinds
+from maskaug.agents.gradients import gradient_map
 from maskaug.agents.networks import PlacePolicy
 from maskaug.envs.acceleration import load_optimiser
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import make_judge
-from maskaug.envs.masking import mask_to_cells
 from maskaug.envs.memory import Demand
 from maskaug.envs.networks import seeded_weights, to_float
 from maskaug.envs.pretrain import FitSettings, fit_classifier
@@ -189,28 +189,3 @@ class Distilled(MaskAgent):
             self._judges = nn.ModuleList(blank).to(self.device).eval().requires_grad_(False)
             self._judges.load_state_dict(state["judges"])
         self._maps.clear()
-
-
-def gradient_map(judges: nn.ModuleList, images: Tensor, grid: int, *, mirror: bool) -> Tensor:
-    """Mean over judges (and mirrored views) of |∂ centred logit of the predicted class ÷ ∂ pixel|, (N, g, g) float32.
-
-    Each judge's map of an image is divided by its mean first: judges differ in how steep they are.
-
-    Args:
-        judges: (N, C, H, W) float in [0, 1] → logits.
-        images: (N, C, H, W) uint8.
-        grid: g.
-        mirror: average the maps of both mirrored views.
-    """
-    total = torch.zeros(len(images), grid, grid, device=images.device)
-    for judge in judges:
-        for flip in (False, True) if mirror else (False,):
-            inputs = to_float(images.flip(-1) if flip else images).requires_grad_()
-            with torch.enable_grad():
-                logits = judge(inputs)
-                # The centred logit: the log-probability's gradient vanishes where the judge is sure.
-                (gradient,) = torch.autograd.grad((logits.amax(1) - logits.mean(1)).sum(), inputs)
-            maps = mask_to_cells(gradient.abs().sum(1), grid)
-            maps = maps / maps.mean((1, 2), keepdim=True).clamp(min=1e-12)
-            total += maps.flip(-1) if flip else maps
-    return total / (len(judges) * (1 + mirror))

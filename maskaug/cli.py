@@ -5,12 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import tyro
 
-from maskaug.benchmarks.presets import apga_play, apga_run, intelligent_masking_play, pictures_of
-from maskaug.options import APGAOptions, Arm, EnvOptions, IntelligentMaskingOptions, Preset, Readout, Split
+from maskaug.bench import BENCHMARKS
+from maskaug.benchmarks.presets import apga_play, apga_run, intelligent_masking_play
+from maskaug.options import (
+    APGAOptions,
+    DistilledOptions,
+    EnvOptions,
+    IntelligentMaskingOptions,
+    Preset,
+    Readout,
+    Split,
+)
 
 
 def train_apga(
@@ -111,6 +120,45 @@ def train_intelligent_masking(
     )  # fmt: skip
 
 
+def train_distilled(
+    out: Path,
+    env_id: str = "MaskAug-Synthetic-v0",
+    total_timesteps: int = 140_800,
+    num_envs: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint_every: int = 25_600,
+    resume: bool = False,
+    env: EnvOptions = EnvOptions(),
+    agent: DistilledOptions = DistilledOptions(),
+) -> None:
+    """Train the masker distilled from bagged gradient maps: the baseline to beat. No reward is looked at.
+
+    The default length is the training of 8 judges, 300 updates of 32 images each, and 250 updates of the network.
+
+    Args:
+        out: the run's folder.
+        env_id: a registered id; `maskaug envs` lists them.
+        total_timesteps: passes of a judge over an image in all, those of their training included.
+        num_envs: images a batch.
+        seed: of everything that is drawn.
+        device: auto, cpu, cuda, …
+        checkpoint_every: timesteps between checkpoints.
+        resume: continue the run in --out.
+        env: the environment; its judge scores the masks and teaches nothing.
+        agent: the agent.
+    """
+    from maskaug.benchmarks.training import train
+
+    settings = agent.given()
+    play = {k: v for k, v in apga_play({}).items() if k != "repeat"}
+    train(
+        "Distilled", env_id, out=out, total_timesteps=total_timesteps, num_envs=num_envs, seed=seed, device=device,
+        env={**play, **env.given()}, settings=settings,
+        checkpoint_every=checkpoint_every, resume=resume, progress_bar=sys.stderr.isatty(),
+    )  # fmt: skip
+
+
 def evaluate(
     run: Annotated[Path, tyro.conf.Positional],
     split: Split = "test",
@@ -186,140 +234,12 @@ def envs() -> None:
     print(environments_table())
 
 
-def bench_throughput(
-    out: Path | None = None,
-    num_envs: int | None = None,
-    rounds: int | None = None,
-    preset: Preset = "default",
-) -> None:
-    """Environment steps against the bare judge, and APGA's step against its unavoidable passes: CPU-time ratios.
-
-    Args:
-        out: a CSV file to write beside the table.
-        num_envs: N; 64, or 25 as published.
-        rounds: how often both sides are measured in turn, the median being reported; 20, or 3 as published.
-        preset: published measures that preset's step alone, at its own size: many minutes on a CPU.
-    """
-    from maskaug.benchmarks.throughput import throughput
-
-    throughput(num_envs=num_envs, rounds=rounds, out=out, preset=preset)
-
-
-def bench_retention(
-    env_id: str = "MaskAug-Synthetic-v0",
-    seeds: int = 5,
-    judge_updates: int = 1500,
-    total_timesteps: int = 12_800,
-    num_envs: int = 32,
-    out: Path | None = None,
-    env: EnvOptions = EnvOptions(),
-    agent: APGAOptions = APGAOptions(),
-) -> None:
-    """Retention of the known region at equal area, with all controls, over seeds: judge, APGA, held-out test split.
-
-    Args:
-        env_id: whose images and grid.
-        seeds: how many, from 0; each draws or splits the data anew and trains its own judge and agent.
-        judge_updates: of the judge's training.
-        total_timesteps: masks that APGA has judged.
-        num_envs: images a batch.
-        out: a JSON file for every figure of every seed.
-        env: the environment; played like `maskaug train apga`, with a frozen judge.
-        agent: the agent.
-    """
-    from maskaug.benchmarks.retention import RetentionSettings, retention
-
-    settings = agent.given()
-    play = {**apga_play(settings), **env.given()}
-    retention(RetentionSettings(env_id, play, judge_updates, total_timesteps, num_envs, settings), seeds, out)
-
-
-def bench_regret(
-    seeds: int = 5,
-    judge_updates: int = 800,
-    total_timesteps: int = 8192,
-    num_envs: int = 32,
-    split: Split = "test",
-    out: Path | None = None,
-    env_id: str = "MaskAug-Synthetic-v0",
-    env: EnvOptions = EnvOptions(),
-    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
-) -> None:
-    """How near Intelligent Masking comes to the best patch: a frozen reconstructor, every patch of every image judged.
-
-    Args:
-        seeds: how many, from 0; each draws its own images, reconstructor and agent.
-        judge_updates: of the reconstructor on random patches.
-        total_timesteps: patches that the agent has judged.
-        num_envs: images a batch.
-        split: the images that are scored.
-        out: a JSON file for every figure of every seed.
-        env_id: whose images; on built-in ones, 3 000 of ultrasound unless --env.… says otherwise.
-        env: the environment.
-        agent: the agent.
-    """
-    from maskaug.benchmarks.regret import RegretSettings, regret
-
-    settings = RegretSettings(
-        env_id, pictures_of(env_id, env.given()), judge_updates, timesteps=total_timesteps, num_envs=num_envs,
-        split=split, agent=agent.given(),
-    )  # fmt: skip
-    regret(settings, seeds, out)
-
-
-def bench_intelligent_masking(
-    env_id: str = "MaskAug-Synthetic-v0",
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    updates: int = 400,
-    batch: int = 32,
-    area: float = 0.5,
-    arms: tuple[Arm, ...] = get_args(Arm),
-    budgets: tuple[int, ...] = (10, 50, 100, 0),
-    draws: int = 5,
-    readouts: tuple[Readout, ...] = ("paper", "logistic"),
-    out: Path | None = None,
-    device: str = "auto",
-    env: EnvOptions = EnvOptions(),
-    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
-) -> None:
-    """Encoders pre-trained by different masks, read out with few labels: does the learned mask help?
-
-    Args:
-        env_id: whose images; on built-in ones, ultrasound unless --env.kind says otherwise.
-        seeds: each draws or splits the data anew.
-        updates: of every arm's reconstructor.
-        batch: images each.
-        area: share hidden by all arms but mae, none, autoencoder and those of one patch.
-        arms: which arms; what --out holds of others stays in the table.
-        budgets: numbers of labels; 0: all of them.
-        draws: how often the labels are drawn.
-        readouts: paper (its small network on the feature maps), logistic (regression on pooled features), or both.
-        out: a folder for results.json and arms.png.
-        device: auto, cpu, cuda, …
-        env: the environment.
-        agent: settings of Intelligent Masking.
-    """
-    from maskaug.benchmarks.arms import ArmsSettings
-    from maskaug.benchmarks.masking_arms import intelligent_masking
-
-    settings = ArmsSettings(
-        env_id, pictures_of(env_id, env.given()), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
-        readouts, agent.given(),
-    )  # fmt: skip
-    intelligent_masking(settings, seeds, out, device)
-
-
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "envs": envs,
-    "train": {"apga": train_apga, "intelligent-masking": train_intelligent_masking},
+    "train": {"apga": train_apga, "intelligent-masking": train_intelligent_masking, "distilled": train_distilled},
     "evaluate": evaluate,
     "pretrain": pretrain,
-    "bench": {
-        "retention": bench_retention,
-        "throughput": bench_throughput,
-        "regret": bench_regret,
-        "intelligent-masking": bench_intelligent_masking,
-    },
+    "bench": BENCHMARKS,
 }
 
 

@@ -12,6 +12,10 @@ Preset = Literal["default", "published"]
 Arm = Literal[
     "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published"
 ]
+MaskerArm = Literal[
+    "cutout", "grad_cam", "input_gradient", "gradient", "bagged", "end_to_end", "apga", "apga_judges", "apga_features",
+    "distilled",
+]  # fmt: skip
 
 
 class Options:
@@ -145,6 +149,33 @@ class APGAOptions(Options):
     penalty_none: float | None = None
     penalty_all: float | None = None
     baseline_decay: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledOptions(Options):
+    """Settings of the distilled masker; what is left out takes its default (see `maskaug.agents.distilled`).
+
+    Attributes:
+        judges: how many are bagged.
+        bag: share of the groups that each is trained on.
+        judge_updates: of each judge's training.
+        judge_lr: its peak learning rate.
+        learning_rate: of the network's Adam.
+        average: decay of the averaged weights.
+        mirror: both mirrored views.
+        place: the network sees where each pixel lies.
+        width: channels of its first stage.
+    """
+
+    judges: int | None = None
+    bag: float | None = None
+    judge_updates: int | None = None
+    judge_lr: float | None = None
+    learning_rate: float | None = None
+    average: float | None = None
+    mirror: bool | None = None
+    place: bool | None = None
+    width: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import maskaug
 from maskaug.agents.agent import GridSpec
-from maskaug.agents.distilled import Distilled, DistilledSettings, gradient_map
+from maskaug.agents.distilled import Distilled, DistilledSettings
+from maskaug.agents.gradients import gradient_map
 from maskaug.agents.masker import Masker
 from maskaug.envs.datasets import load_dataset
 from maskaug.envs.environment import MaskVectorEnv

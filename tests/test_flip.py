@@ -17,7 +17,8 @@ from gymnasium.utils import seeding
 from torch import Tensor
 
 from maskaug.agents.apga import APGA
-from maskaug.agents.distilled import Distilled, gradient_map
+from maskaug.agents.distilled import Distilled
+from maskaug.agents.gradients import gradient_map
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, JudgeError

@@ -1,0 +1,195 @@
+"""`maskaug bench NAME`: each benchmark's flags, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from maskaug.benchmarks.presets import apga_play, pictures_of
+from maskaug.options import (
+    APGAOptions,
+    Arm,
+    EnvOptions,
+    IntelligentMaskingOptions,
+    MaskerArm,
+    Preset,
+    Readout,
+    Split,
+)
+
+
+def bench_throughput(
+    out: Path | None = None,
+    num_envs: int | None = None,
+    rounds: int | None = None,
+    preset: Preset = "default",
+) -> None:
+    """Environment steps against the bare judge, and APGA's step against its unavoidable passes: CPU-time ratios.
+
+    Args:
+        out: a CSV file to write beside the table.
+        num_envs: N; 64, or 25 as published.
+        rounds: how often both sides are measured in turn, the median being reported; 20, or 3 as published.
+        preset: published measures that preset's step alone, at its own size: many minutes on a CPU.
+    """
+    from maskaug.benchmarks.throughput import throughput
+
+    throughput(num_envs=num_envs, rounds=rounds, out=out, preset=preset)
+
+
+def bench_retention(
+    env_id: str = "MaskAug-Synthetic-v0",
+    seeds: int = 5,
+    judge_updates: int = 1500,
+    total_timesteps: int = 12_800,
+    num_envs: int = 32,
+    out: Path | None = None,
+    env: EnvOptions = EnvOptions(),
+    agent: APGAOptions = APGAOptions(),
+) -> None:
+    """Retention of the known region at equal area, with all controls, over seeds: judge, APGA, held-out test split.
+
+    Args:
+        env_id: whose images and grid.
+        seeds: how many, from 0; each draws or splits the data anew and trains its own judge and agent.
+        judge_updates: of the judge's training.
+        total_timesteps: masks that APGA has judged.
+        num_envs: images a batch.
+        out: a JSON file for every figure of every seed.
+        env: the environment; played like `maskaug train apga`, with a frozen judge.
+        agent: the agent.
+    """
+    from maskaug.benchmarks.retention import RetentionSettings, retention
+
+    settings = agent.given()
+    play = {**apga_play(settings), **env.given()}
+    retention(RetentionSettings(env_id, play, judge_updates, total_timesteps, num_envs, settings), seeds, out)
+
+
+def bench_regret(
+    seeds: int = 5,
+    judge_updates: int = 800,
+    total_timesteps: int = 8192,
+    num_envs: int = 32,
+    split: Split = "test",
+    out: Path | None = None,
+    env_id: str = "MaskAug-Synthetic-v0",
+    env: EnvOptions = EnvOptions(),
+    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
+) -> None:
+    """How near Intelligent Masking comes to the best patch: a frozen reconstructor, every patch of every image judged.
+
+    Args:
+        seeds: how many, from 0; each draws its own images, reconstructor and agent.
+        judge_updates: of the reconstructor on random patches.
+        total_timesteps: patches that the agent has judged.
+        num_envs: images a batch.
+        split: the images that are scored.
+        out: a JSON file for every figure of every seed.
+        env_id: whose images; on built-in ones, 3 000 of ultrasound unless --env.… says otherwise.
+        env: the environment.
+        agent: the agent.
+    """
+    from maskaug.benchmarks.regret import RegretSettings, regret
+
+    settings = RegretSettings(
+        env_id, pictures_of(env_id, env.given()), judge_updates, timesteps=total_timesteps, num_envs=num_envs,
+        split=split, agent=agent.given(),
+    )  # fmt: skip
+    regret(settings, seeds, out)
+
+
+def bench_intelligent_masking(
+    env_id: str = "MaskAug-Synthetic-v0",
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    updates: int = 400,
+    batch: int = 32,
+    area: float = 0.5,
+    arms: tuple[Arm, ...] = get_args(Arm),
+    budgets: tuple[int, ...] = (10, 50, 100, 0),
+    draws: int = 5,
+    readouts: tuple[Readout, ...] = ("paper", "logistic"),
+    out: Path | None = None,
+    device: str = "auto",
+    env: EnvOptions = EnvOptions(),
+    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
+) -> None:
+    """Encoders pre-trained by different masks, read out with few labels: does the learned mask help?
+
+    Args:
+        env_id: whose images; on built-in ones, ultrasound unless --env.kind says otherwise.
+        seeds: each draws or splits the data anew.
+        updates: of every arm's reconstructor.
+        batch: images each.
+        area: share hidden by all arms but mae, none, autoencoder and those of one patch.
+        arms: which arms; what --out holds of others stays in the table.
+        budgets: numbers of labels; 0: all of them.
+        draws: how often the labels are drawn.
+        readouts: paper (its small network on the feature maps), logistic (regression on pooled features), or both.
+        out: a folder for results.json and arms.png.
+        device: auto, cpu, cuda, …
+        env: the environment.
+        agent: settings of Intelligent Masking.
+    """
+    from maskaug.benchmarks.arms import ArmsSettings
+    from maskaug.benchmarks.masking_arms import intelligent_masking
+
+    settings = ArmsSettings(
+        env_id, pictures_of(env_id, env.given()), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
+        readouts, agent.given(),
+    )  # fmt: skip
+    intelligent_masking(settings, seeds, out, device)
+
+
+def bench_maskers(
+    env_id: str = "MaskAug-BUSI-v0",
+    arms: tuple[MaskerArm, ...] = get_args(MaskerArm),
+    folds: int = 5,
+    only: tuple[int, ...] | None = None,
+    split: Split = "test",
+    judge_updates: int = 600,
+    judges: int = 8,
+    distil_updates: int = 250,
+    total_timesteps: int = 12_800,
+    num_envs: int = 32,
+    seed: int = 0,
+    out: Path | None = None,
+    env: EnvOptions = EnvOptions(),
+) -> None:
+    """Every way to a mask on disjoint test folds, at equal area, with all controls and paired intervals.
+
+    Args:
+        env_id: whose images.
+        arms: which; what --out holds already is not run again.
+        folds: how many parts of whole groups; each is the test set once.
+        only: numbers of the folds to run now, from 0; all if left out.
+        split: test, or val while choices are still made.
+        judge_updates: of the one judge's training.
+        judges: bagged for the arms that ask several.
+        distil_updates: of the distilled network.
+        total_timesteps: masks that APGA and the end-to-end mask learn from.
+        num_envs: images a batch.
+        seed: of the folds; fold i draws everything else from seed + i.
+        out: a JSON file for every figure of every fold.
+        env: the environment; grid, adversarial, fill="blur" unless --env.… says otherwise.
+    """
+    from maskaug.benchmarks.folds import FoldSettings, maskers
+
+    play = {**apga_play({}), **env.given()}
+    play.pop("repeat", None)
+    settings = FoldSettings(
+        env_id, play, arms, folds, judge_updates=judge_updates, judges=judges, distil_updates=distil_updates,
+        timesteps=total_timesteps, num_envs=num_envs, seed=seed,
+    )  # fmt: skip
+    maskers(settings, range(folds) if only is None else only, out, split=split)
+
+
+#: name → command.
+BENCHMARKS: dict[str, Callable[..., None]] = {
+    "retention": bench_retention,
+    "maskers": bench_maskers,
+    "throughput": bench_throughput,
+    "regret": bench_regret,
+    "intelligent-masking": bench_intelligent_masking,
+}
