@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from env_helpers import BrightnessJudge, pictures, same
-from marker_game import joint_env
+from marker_game import MarkerJudge, joint_env
 from torch import Tensor, nn
 
 import maskaug
@@ -18,7 +18,7 @@ from maskaug.agents.agent import GridSpec
 from maskaug.agents.distilled import Distilled, DistilledSettings
 from maskaug.agents.gradients import gradient_map
 from maskaug.agents.masker import Masker
-from maskaug.envs.datasets import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 
@@ -45,20 +45,45 @@ def test_the_map_by_hand() -> None:
     assert two[0].tolist() == [[2.5, 0.5], [0.5, 0.5]]
 
 
-def test_it_finds_the_break_without_looking_at_a_reward() -> None:
-    env = MaskVectorEnv(32, n=600, difficulty="easy", device="cpu")
+def stripes(n: int, seed: int, size: int = 40, side: int = 8) -> ImageDataset:
+    """Noise, and one square, the region, of stripes that lie (class 0) or stand (class 1)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    images = rng.integers(90, 160, (n, 1, size, size)).astype(np.uint8)
+    regions = np.zeros((n, size, size), np.bool_)
+    standing = np.tile((np.arange(side) // 2 % 2 * 255).astype(np.uint8), (side, 1))
+    for i in range(n):
+        top, left = rng.integers(0, size - side + 1, 2)
+        square = (i, slice(top, top + side), slice(left, left + side))
+        images[:, 0][square] = standing if labels[i] else standing.T
+        regions[square] = True
+    names = tuple(f"stripes {i}" for i in range(n))
+    return ImageDataset("stripes", images, labels, regions, np.arange(n), ("lying", "standing"), names)
+
+
+def test_it_finds_the_stripes_without_looking_at_a_reward() -> None:
+    env = MaskVectorEnv(32, dataset=stripes(256, 0), grid=5, device="cpu")
     env.step = None  # type: ignore[method-assign, assignment]
-    agent = Distilled(env, seed=0, device="cpu", judges=2, judge_updates=250)
-    agent.learn(2 * 250 * 32 + 60 * 32 * 2)
-    held_out = load_dataset(
-        "synthetic", split="val", n=600, difficulty="easy", image_size=64, channels=1, seed=0
-    ).with_region()
-    assert held_out.regions is not None
-    masks = Masker(agent)(held_out.images)
-    kept = ((masks & held_out.regions).sum((1, 2)) / held_out.regions.sum((1, 2))).mean()
-    swapped = ((np.roll(masks, 1, axis=0) & held_out.regions).sum((1, 2)) / held_out.regions.sum((1, 2))).mean()
-    assert kept > 0.8
-    assert kept > swapped + 0.3
+    agent = Distilled(env, seed=0, device="cpu", judges=2, judge_updates=150, width=16)
+    agent.learn(2 * 150 * 32 + 200 * 32 * 2)
+    held_out = stripes(100, 1)
+    masks, regions = Masker(agent)(held_out.images), held_out.regions
+    assert regions is not None
+    kept, swapped = (((m & regions).sum((1, 2)) / 64).mean() for m in (masks, np.roll(masks, 1, axis=0)))
+    assert kept > 0.9
+    assert swapped < 0.5
+
+
+def test_its_judges_see_all_classes_where_it_plays_one() -> None:
+    judge = MarkerJudge()
+    env = MaskVectorEnv(8, dataset=stripes(40, 0), grid=5, joint=False, reward_model=judge, only_class="lying")
+    agent = Distilled(env, seed=0, device="cpu", **TINY).learn(2 * 4 * 32 + 1)
+    assert len(env.dataset) < len(env.game.whole) == 40
+    assert agent.judges is not None
+    assert len(agent.judges) == 2
+    whole = Distilled(MaskVectorEnv(8, dataset=stripes(40, 0), grid=5), seed=0, device="cpu", **TINY)
+    whole.learn(2 * 4 * 32 + 1)
+    assert same(dict(agent.judges.state_dict()), dict(whole.judges.state_dict()))  # type: ignore[union-attr]
 
 
 def test_each_judge_has_its_own_bag_and_every_pass_counts(monkeypatch: pytest.MonkeyPatch) -> None:
