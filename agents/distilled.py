@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from maskaug.agents.agent import GridSpec, MaskAgent, check_kinds
 from maskaug.agents.gradients import gradient_map
-from maskaug.agents.networks import PlacePolicy
+from maskaug.agents.networks import PlacePolicy, smoothed
 from maskaug.envs.acceleration import load_optimiser
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
@@ -50,6 +50,8 @@ class DistilledSettings:
         mirror: average the maps, and the predictions, of both mirrored views.
         place: let the network see where each pixel lies.
         width: channels of its first stage, a multiple of 8.
+        smooth: passes of a 3×3 binomial kernel over its scores: a gradient marks what a lesion's border is like, and a
+            mask of its cells is to hold the lesion.
     """
 
     judges: int = 8
@@ -61,6 +63,7 @@ class DistilledSettings:
     mirror: bool = True
     place: bool = True
     width: int = 32
+    smooth: int = 4
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -73,6 +76,8 @@ class DistilledSettings:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be a finite number above 0")
         if not 0 <= self.average < 1:
             raise ConfigurationError(f"average={self.average} must be at least 0 and below 1")
+        if self.smooth < 0:
+            raise ConfigurationError(f"smooth={self.smooth} must be at least 0")
         if self.width < 8 or self.width % 8:
             raise ConfigurationError(f"width={self.width} must be a multiple of 8 (GroupNorm has 8 groups)")
 
@@ -171,6 +176,9 @@ class Distilled(MaskAgent):
             self._maps.update({int(pictures[place]): one for place, one in zip(new, maps, strict=True)})
         self.num_timesteps += len(pictures) * len(self._judges)
         return torch.stack([self._maps[i] for i in pictures.tolist()])
+
+    def _scores(self, images: Tensor) -> Tensor:
+        return smoothed(super()._scores(images), self.settings.smooth)
 
     def _sample(self, scores: Tensor) -> Tensor:
         # Nothing is tried out here.

@@ -17,6 +17,20 @@ def _on_grid(maps: Tensor, grid: int) -> Tensor:
     return maps if maps.shape[-2:] == (grid, grid) else functional.adaptive_avg_pool2d(maps, grid)
 
 
+def smoothed(maps: Tensor, times: int) -> Tensor:
+    """Maps (N, g, g) after `times` passes of a 3×3 binomial kernel, the border repeated.
+
+    >>> smoothed(torch.tensor([[[0.0, 0.0, 0.0], [0.0, 16.0, 0.0], [0.0, 0.0, 0.0]]]), 1)[0, 1]
+    tensor([2., 4., 2.])
+    """
+    kernel = maps.new_tensor([1.0, 2.0, 1.0]) / 4
+    maps = maps[:, None]
+    for _ in range(times):
+        maps = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
+        maps = functional.conv2d(maps, (kernel[:, None] * kernel)[None, None])
+    return maps[:, 0]
+
+
 class GridPolicy(nn.Module):
     """Fully convolutional scores over a g×g grid: the judge's trunk, a 1×1 convolution, and a resize to the grid.
 
@@ -49,11 +63,7 @@ class GridPolicy(nn.Module):
         """(N, C, H, W) float in [0, 1] → (N, g, g)."""
         maps: Tensor = self.head(self.trunk(images))
         maps = _on_grid(maps, self.grid)
-        if self.smooth:
-            kernel = maps.new_tensor([1.0, 2.0, 1.0]) / 4
-            maps = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
-            maps = functional.conv2d(maps, (kernel[:, None] * kernel)[None, None])
-        return maps[:, 0]
+        return smoothed(maps[:, 0], int(self.smooth))
 
 
 def take_trunk(policy: GridPolicy, judge: nn.Module, init: str) -> None:

@@ -165,6 +165,7 @@ class DistilledOptions(Options):
         mirror: both mirrored views.
         place: the network sees where each pixel lies.
         width: channels of its first stage.
+        smooth: passes of a 3×3 kernel over its scores.
     """
 
     judges: int | None = None
@@ -176,6 +177,7 @@ class DistilledOptions(Options):
     mirror: bool | None = None
     place: bool | None = None
     width: int | None = None
+    smooth: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_each_judge_has_its_own_bag_and_every_pass_counts(monkeypatch: pytest.Mo
 
 OTHER: dict[str, Any] = {
     "judges": 3, "bag": 0.5, "judge_updates": 6, "judge_lr": 1e-2, "learning_rate": 1e-3, "average": 0.5,
-    "mirror": False, "place": False, "width": 16,
+    "mirror": False, "place": False, "width": 16, "smooth": 1,
 }  # fmt: skip
 
 
@@ -130,6 +130,7 @@ def test_every_setting_does_something(field: str) -> None:
     [
         ({"judges": 0}, "at least 1"), ({"bag": 0.0}, "bag"), ({"bag": 1.5}, "bag"), ({"judge_lr": 0.0}, "judge_lr"),
         ({"learning_rate": float("inf")}, "learning_rate"), ({"average": 1.0}, "average"), ({"width": 12}, "multiple"),
+        ({"smooth": -1}, "at least 0"),
         ({"judges": "many"}, "integer"), ({"judge": 3}, "unknown setting judge"),
     ],
 )  # fmt: skip
