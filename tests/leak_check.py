@@ -1,7 +1,8 @@
 """What a process holds before and after it has played for long. A script: run in a process of its own, for Linux.
 
 `python tests/leak_check.py PART COUNT` prints one line of JSON: by how much memory (bytes), threads and file handles
-have grown, and Python's objects. Memory is the resident set after garbage collection, what glibc keeps for later given back.
+have grown, and Python's objects. Memory is the resident set after garbage collection, what glibc keeps for later given
+back.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ def single_steps(count: int) -> Numbers:
 def vector_steps(count: int, objective: str = "adversarial", **keywords: Any) -> Numbers:
     """`count` steps of environments, 16 at once, so `count` ÷ 16 calls."""
     data = pictures(40, 40)
-    judge = {"reward_model": judge_for(objective, data), "judge_batch": 5 if keywords.get("joint") else None}
+    judge: dict[str, Any] = {
+        "reward_model": judge_for(objective, data),
+        "judge_batch": 5 if keywords.get("joint") else None,
+    }
     env: Any = MaskVectorEnv(SLOTS, dataset=data, objective=objective, grid=5, device="cpu", **judge, **keywords)
     env.action_space.seed(0)
     env.reset(seed=0)
@@ -141,13 +145,13 @@ def leaky_steps(count: int) -> Numbers:
     kept: list[object] = []
     step, calls = MaskVectorEnv.step, 0
 
-    def keep(env: MaskVectorEnv, actions: Any) -> Any:
+    def keep(self: MaskVectorEnv, actions: Any) -> Any:
         nonlocal calls
         calls += 1
-        result = step(env, actions)
+        result = step(self, actions)
         kept.append(result[0][0].copy())
         if calls == count // SLOTS:  # the warm-up is over by then
-            kept.append(Path(os.devnull).open("rb"))
+            kept.append(Path(os.devnull).open("rb"))  # noqa: SIM115 (that nobody closes it is the point)
             threading.Thread(target=threading.Event().wait, daemon=True).start()
         return result
 

@@ -105,7 +105,7 @@ def test_closing_gives_the_images_memory_back_and_the_game_may_go_on(tensors: bo
     data = pictures(8, 40)
 
     def made() -> Any:
-        keywords = {"joint": False, "reward_model": judge_for("adversarial", data), "render_mode": "rgb_array"}
+        keywords: Any = {"joint": False, "reward_model": judge_for("adversarial", data), "render_mode": "rgb_array"}
         return MaskVectorEnv(3, dataset=data, grid=5, tensors=tensors, device="cpu", **keywords)
 
     def played(env: Any) -> list[Any]:
