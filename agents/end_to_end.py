@@ -6,7 +6,8 @@ sees x·(1 − m) + filling·m, the loss is
     −(CE(judge(x with m hidden), y) − CE(judge(x), y)) + the environment's two-sided price of leaving its area,
 
 and its gradient goes through the judge, which does not change, into the network. With objective="preserving" what is
-hidden is 1 − m, and the sign turns. The area of a soft mask is its mean; masks are the top cells, as everywhere.
+hidden is 1 − m, and the sign turns. The area of a soft mask is its mean; masks are the top cells, as everywhere. Of
+several judges (an `Ensemble`), CE is the mean of each one's, as in the game's own rewards.
 
 What to know when it is compared:
 
@@ -33,6 +34,7 @@ from torch.nn import functional
 from maskaug.agents.agent import GridSpec, MaskAgent, check_kinds
 from maskaug.agents.networks import GridPolicy, take_trunk
 from maskaug.envs.acceleration import load_optimiser
+from maskaug.envs.ensemble import members_of
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.masking import area_price, cells_to_mask, filler
@@ -130,17 +132,18 @@ class EndToEnd(MaskAgent):
                 "make the environment with joint=False and reward_model=FILE from `maskaug pretrain`"
             )
         probe = to_float(game.pictures.at(np.zeros(1, np.int64))).requires_grad_()
-        logits = self._judge(env, probe)
-        found = torch.autograd.grad(logits.sum(), probe, allow_unused=True)[0] if logits.requires_grad else None
-        if found is None:
-            raise ConfigurationError(
-                f"the answer of {type(game.reward_model.model).__name__} has no gradient in the image's pixels, and "
-                "the end-to-end mask needs one; use APGA, or a judge that can be differentiated"
-            )
+        for judge, logits in zip(members_of(game.reward_model.model), self._answers(env, probe), strict=True):
+            found = torch.autograd.grad(logits.sum(), probe, allow_unused=True)[0] if logits.requires_grad else None
+            if found is None:
+                raise ConfigurationError(
+                    f"the answer of {type(judge).__name__} has no gradient in the image's pixels, and the end-to-end "
+                    "mask needs one; use APGA, or a judge that can be differentiated"
+                )
 
     def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8] | Tensor) -> tuple[Any, dict[str, float]]:
         game = env.game
-        pictures = game.pictures.at(game.index)
+        # As they are shown, mirrored or not.
+        pictures = game.pictures.at(game.picture)
         soft = self._soft_cells(to_float(pictures.to(self.device)))
         gain = self._gain(env, pictures, cells_to_mask(soft.to(game.device), *pictures.shape[2:]))
         # The policy may live elsewhere than the judge.
@@ -179,14 +182,12 @@ class EndToEnd(MaskAgent):
         # What a soft mask (N, H, W) earns on images (N, C, H, W) uint8: (N,), as `ClassifierReward.score` has it.
         game = env.game
         assert game.dataset.labels is not None
-        index = game.index
-        truth = torch.from_numpy(game.dataset.labels[index]).to(game.device)
+        truth = torch.from_numpy(game.dataset.labels[game.index]).to(game.device)
         noise = torch.randn(pictures.shape, generator=self.generator).to(game.device) if game.fill == "noise" else None
         filling = to_float(filler(pictures, game.fill, noise))
         preserving = game.objective == "preserving"
         shown = soften(to_float(pictures), 1 - mask if preserving else mask, filling)
-        gain = functional.cross_entropy(self._judge(env, shown), truth, reduction="none")
-        gain = gain - self._clean_losses(env, game.picture, pictures, truth)
+        gain = self._losses(env, shown, truth) - self._clean_losses(env, game.picture, pictures, truth)
         return -gain if preserving else gain
 
     def _clean_losses(
@@ -198,23 +199,34 @@ class EndToEnd(MaskAgent):
             self._clean_version = version
         if not self._clean.keys() >= set(index.tolist()):
             with torch.no_grad():
-                losses = functional.cross_entropy(self._judge(env, to_float(pictures)), truth, reduction="none")
+                losses = self._losses(env, to_float(pictures), truth)
             self._clean.update(zip(index.tolist(), losses.tolist(), strict=True))
         return torch.tensor([self._clean[i] for i in index.tolist()], device=truth.device)
 
-    def _judge(self, env: MaskVectorEnv, images: Tensor) -> Tensor:
-        # (N, C, H, W) float → logits, in evaluation mode as in every reward; with its gradient in the images.
-        model = env.game.reward_model.model
-        if model.training:
-            model.eval()
-        return env.game.acceleration.forward(model, images)
+    def _losses(self, env: MaskVectorEnv, images: Tensor, truth: Tensor) -> Tensor:
+        # The judge's cross-entropy on images (N, C, H, W) float, (N,); of several judges the mean of theirs.
+        answers = self._answers(env, images)
+        losses = [functional.cross_entropy(logits, truth, reduction="none") for logits in answers]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean(0)
+
+    def _answers(self, env: MaskVectorEnv, images: Tensor) -> list[Tensor]:
+        # Every judge's logits (N, K), in evaluation mode as in every reward; with their gradient in the images.
+        judge = env.game.reward_model
+        members = members_of(judge.model)
+        if any(member.training for member in members):
+            judge.model.eval()
+        return [judge.acceleration.forward(member, images) for member in members]
 
     def _sample(self, scores: Tensor) -> Tensor:
         # Nothing is tried out here.
         return self._best(scores)
 
     def _learning_state(self) -> dict[str, Any]:
-        clean = {"index": np.array([*self._clean], np.int64), "loss": np.array([*self._clean.values()], np.float64)}
+        assert self.env is not None
+        # Of another judge's weights than are kept beside them, nothing is known.
+        current = self._clean_version == self.env.game.reward_model.weights_version()
+        known = self._clean if current else {}
+        clean = {"index": np.array([*known], np.int64), "loss": np.array([*known.values()], np.float64)}
         return {"optimiser": self.optimiser.state_dict(), "clean": clean}
 
     def _load_learning_state(self, state: Mapping[str, Any]) -> None:

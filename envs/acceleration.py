@@ -27,8 +27,9 @@ class Acceleration:
     Attributes:
         precision: "fp32", or "bf16": convolutions and products in bfloat16 by torch's autocast. Weights, their
             optimisers, losses and all that is returned stay float32. An answer then differs in about its third digit:
-            rewards of a judge that was trained move by some thousandths, and rank masks as those of fp32 do (rank
-            correlation above .99 over masks that differ; tests/test_acceleration.py).
+            rewards of a judge that was trained move by some thousandths, by .03 and 2 % of themselves at most, and rank
+            masks as those of fp32 do (rank correlation above .99 over masks that differ; tests/test_acceleration.py,
+            tests/test_same_game.py).
         channels_last: weights and images channels last in memory, which is what convolutions on CUDA like best.
         compile: `torch.compile`; the first pass of each shape takes seconds to minutes, later ones less than before.
     """

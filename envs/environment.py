@@ -237,6 +237,11 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             raise gym.error.ResetNeeded("call reset() before the first render()")
         return tuple(render_step(self.game, self._last, slot) for slot in range(self.num_envs))
 
+    def close_extras(self) -> None:
+        """Give back the device memory that images take; see `MaskGame.release`. `close` calls it."""
+        self._last = None
+        self.game.release()
+
     def _with_presence(self, info: dict[str, Any]) -> dict[str, Any]:
         # Gymnasium's vector convention: beside each key, which slots have it.
         present = self._convert(np.ones((len(info), self.num_envs), np.bool_))
@@ -301,6 +306,11 @@ class MaskEnv(gym.Env[Images, Any]):
         if not self.game.started:
             raise gym.error.ResetNeeded("call reset() before the first render()")
         return render_step(self.game, self._last, 0)
+
+    def close(self) -> None:
+        """Give back the device memory that images take; see `MaskGame.release`."""
+        self._last = None
+        self.game.release()
 
 
 def on_host(terms: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float32]]:

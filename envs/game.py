@@ -512,6 +512,14 @@ class MaskGame:
                 result[first + rows, actions] = gains(rows, shown, every[actions])
         return result.cpu().numpy()
 
+    def release(self) -> None:
+        """Give back the device memory that images take; whoever plays on gets them batch by batch.
+
+        The judge stays, and what is known of its answers: it may be another game's, or be wanted for its weights.
+        """
+        self._scene = None
+        self.pictures.release()
+
     # ---- exact resume ------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:

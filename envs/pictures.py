@@ -69,6 +69,10 @@ class Pictures:
             ready.record(self._stream)
         self._ahead = (index.copy(), images, ready)
 
+    def release(self) -> None:
+        """Give back what is held on the device; from now on `at` brings every batch there anew."""
+        self.resident = self._ahead = self._stream = None
+
     def __getstate__(self) -> dict[str, object]:
         # Streams and events belong to one process.
         return {**self.__dict__, "_ahead": None, "_stream": None}
