@@ -309,6 +309,38 @@ def bench_intelligent_masking(
     intelligent_masking(settings, seeds, out, device)
 
 
+def bench_area(
+    env_id: str = "MaskAug-Synthetic-v0",
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    updates: int = 80,
+    num_envs: int = 8,
+    judge_updates: int = 600,
+    learning_rate: float = 1e-4,
+    held_out: int = 16,
+    out: Path | None = None,
+    device: str = "auto",
+    env: EnvOptions = EnvOptions(),
+) -> None:
+    """The mask's area over training, the published loss against ours: TernausNet-11 on pixels, a frozen judge.
+
+    Args:
+        env_id: whose images.
+        seeds: each draws or splits the data anew and trains its own judge and policies.
+        updates: of every policy.
+        num_envs: images an update.
+        judge_updates: of the judge's training.
+        learning_rate: of our loss, and of the published one's second run; its first has its own, 1e-5.
+        held_out: test images that are looked at after every update.
+        out: a folder for curves.json and area.png; seeds that it holds are not done again.
+        device: where everything runs.
+        env: the environment; its action, objective and judge are the benchmark's.
+    """
+    from maskaug.benchmarks.area_curves import AreaSettings, area
+
+    settings = AreaSettings(env_id, env.given(), updates, num_envs, judge_updates, learning_rate, held_out)
+    area(settings, seeds, out, device)
+
+
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "envs": envs,
     "train": {"apga": train_apga, "intelligent-masking": train_intelligent_masking},
@@ -319,6 +351,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
         "throughput": bench_throughput,
         "regret": bench_regret,
         "intelligent-masking": bench_intelligent_masking,
+        "area": bench_area,
     },
 }
 
