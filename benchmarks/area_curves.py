@@ -10,7 +10,7 @@ TernausNet-11 on pixels, all in one game (adversarial, hidden pixels black), all
 * "ours": `loss="reinforce"` with independent draws of every pixel, four an image, and the two-sided price of leaving
   the area in the reward. Its top pixels would have the right area by construction, so they are not what is measured.
 
-Measured on held-out images before the first update and after each, alike for all: the share of pixels with P > ½
+Measured on held-out images before the first update and after each, alike for all: the share of pixels with P > .5
 (`area`), the shares of images on which that selects less than 1 % (`nothing`) or more than 99 % (`everything`), and the
 mean of P (`probability`), which is the area of a drawn mask.
 """
@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from maskaug._version import __version__
-from maskaug.agents.agent import MaskAgent
+from maskaug.agents.agent import GridSpec, MaskAgent
 from maskaug.agents.apga import APGA
 from maskaug.benchmarks.charts import Curves, Panel, line_chart
 from maskaug.benchmarks.presets import APGA_PRESETS
@@ -122,7 +122,7 @@ class AreaSettings:
 
 
 def look(agent: MaskAgent, images: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """What the policy selects of held-out images (N, C, H, W) uint8 at the threshold ½: one value for each measure."""
+    """What the policy selects of held-out images (N, C, H, W) uint8 at the threshold .5: one value for each measure."""
     scores = torch.from_numpy(agent.scores(images)).flatten(1)
     areas = (scores > 0).float().mean(1)
     return {
@@ -177,6 +177,8 @@ def area(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigurationError(f"seeds {tuple(seeds)} cannot be used; name at least one, and each once")
     test = dataset_of({**settings.keywords, "seed": seeds[0]}, "test")
+    # A size, a rate or a device that will not do is refused now, not after a judge has been trained.
+    APGA(GridSpec(test.shape, test.shape[1], 1, pixels=True), device=device, **settings.agent("ours"))
     about = {"name": test.name, "source": test.source, "version": __version__}
     done = {} if out is None else _finished(out / "curves.json", settings, about)
     say(f"{about['name']} ({about['source']}), {settings.updates} updates of {settings.num_envs} images")
@@ -218,17 +220,18 @@ def summary_of(seeds: Mapping[str, Mapping[str, Curve]]) -> dict[str, float]:
 
 def titles(learning_rate: float) -> dict[str, str]:
     """The arms' names for people."""
+    rate = np.format_float_scientific(learning_rate, trim="-", exp_digits=1)
     return {
         "published": "published loss, rate 1e-5",
-        "published_rate": f"published loss, rate {learning_rate:g}",
-        "ours": f"ours, rate {learning_rate:g}",
+        "published_rate": f"published loss, rate {rate}",
+        "ours": f"ours, rate {rate}",
     }
 
 
 def area_table(summary: Mapping[str, float], seeds: int) -> str:
     """A table for the terminal: what every arm selects in the end, mean ± SD over seeds."""
     heads = {
-        "area": "area at P > ½", "nothing": "images < 1 %", "everything": "images > 99 %", "probability": "mean P",
+        "area": "area at P > .5", "nothing": "images < 1 %", "everything": "images > 99 %", "probability": "mean P",
     }  # fmt: skip
     lines = [f"\n{f'in the end, {seeds} seeds':<18}" + "".join(f"{head:>18}" for head in heads.values())]
     for arm in ARMS:
@@ -242,7 +245,7 @@ def area_picture(settings: AreaSettings, seeds: Mapping[str, Mapping[str, Curve]
     names = titles(settings.learning_rate)
     panels = []
     for measure, title in (
-        ("area", "selected at the threshold: pixels with P > ½"),
+        ("area", "selected at the threshold: pixels with P > .5"),
         ("probability", "area of a drawn mask: mean of P"),
     ):
         groups = [

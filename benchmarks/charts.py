@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +67,7 @@ def line_chart(panels: Sequence[Panel], x_label: str, heading: str, target: tupl
     _legend(draw, panels[0].curves, target[0])
     for i, panel in enumerate(panels):
         _panel(canvas, draw, panel, x_label, target[1], i * each + _LEFT, _HEADING + _LEGEND + _TOP)
-    return np.asarray(canvas.resize(size, Image.Resampling.LANCZOS), np.uint8)
+    return np.asarray(canvas.reduce(_OVER), np.uint8)
 
 
 def _panel(
@@ -75,7 +76,7 @@ def _panel(
     last = panel.curves[0].values.shape[1] - 1
     _text(draw, (left, top - 14), panel.title, 14, "lm")
     for level in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = top + (1 - level) * _HEIGHT
+        y = _down(top, level)
         _line(draw, [(left, y), (left + _WIDTH, y)], _RULE, 1)
         _text(draw, (left - 8, y), f"{level:.0%}", 12, "rm")
     for update in _ticks(last):
@@ -85,20 +86,24 @@ def _panel(
     _line(draw, [(left, top), (left, top + _HEIGHT), (left + _WIDTH, top + _HEIGHT)], _INK, 1.3)
     _text(draw, (left + _WIDTH / 2, top + _HEIGHT + 38), x_label, 13, "mm")
     _upwards(canvas, panel.y_label, left - 56, top + _HEIGHT / 2)
-    y = top + (1 - target) * _HEIGHT
-    _dashes(draw, left, left + _WIDTH, y)
+    _dashes(draw, left, left + _WIDTH, _down(top, target))
     for mean in (False, True):
         # Means after all single runs, so that none is covered.
         for curves in panel.curves:
             shown = curves.values.mean(0, keepdims=True) if mean else curves.values
             for values in shown:
-                at = np.stack([left + np.arange(last + 1) / last * _WIDTH, top + (1 - values) * _HEIGHT], 1)
+                at = np.stack([left + np.arange(last + 1) / last * _WIDTH, _down(top, values)], 1)
                 _line(
                     draw,
                     [(x, y) for x, y in at.tolist()],
                     curves.colour if mean else _pale(curves.colour),
                     3 if mean else 1,
                 )
+
+
+def _down(top: float, level: Any) -> Any:
+    # A little room below nothing and above everything: a line that lies there is not the axis.
+    return top + (1.03 - level) / 1.06 * _HEIGHT
 
 
 def _legend(draw: ImageDraw.ImageDraw, curves: Sequence[Curves], target: str) -> None:
