@@ -7,12 +7,14 @@ TernausNet-11 on pixels, all in one game (adversarial, hidden pixels black), all
 
 * "published": the paper's loss, learning rate 1e-5, one mask an image (its action is a threshold, it has no other).
 * "published_rate": the same with the learning rate of "ours", so that what is seen is not the rate.
-* "ours": `loss="reinforce"` with independent draws of every pixel, four an image, and the two-sided price of leaving
-  the area in the reward. Its top pixels would have the right area by construction, so they are not what is measured.
+* "ours": `loss="reinforce"` with independent draws of every pixel, eight an image, and ten times the two-sided price of
+  leaving the area in the reward. Its top pixels would have the right area by construction, so they are not looked at.
 
 Measured on held-out images before the first update and after each, alike for all: the share of pixels with P > .5
-(`area`), the shares of images on which that selects less than 1 % (`nothing`) or more than 99 % (`everything`), and the
-mean of P (`probability`), which is the area of a drawn mask.
+(`area`, the mask that the published loss plays), the mean of P (`drawn`, the expected area of the mask that ours
+plays), and for both the share of images on which it is below 1 % (`…nothing`) or above 99 % (`…everything`). P starts
+at the target everywhere with ours, and at .5 with the published loss: a threshold of .5 selects nothing of a policy of
+ours that is still undecided.
 """
 
 from __future__ import annotations
@@ -48,9 +50,11 @@ ARMS = ("published", "published_rate", "ours")
 _COLOURS = {"published": (213, 94, 0), "published_rate": (150, 50, 130), "ours": (0, 114, 178)}
 #: an image's mask counts as nothing below the first share, and as everything above the second.
 NOTHING, EVERYTHING = 0.01, 0.99
-MEASURES = ("area", "nothing", "everything", "probability")
+MEASURES = ("area", "nothing", "everything", "drawn", "drawn_nothing", "drawn_everything")
+#: the area of the masks that an arm itself plays.
+PLAYED = {"published": "area", "published_rate": "area", "ours": "drawn"}
 #: draws of an image in an update of "ours".
-TRIES = 4
+TRIES = 8
 
 #: keywords of the environment that are not for the user to set.
 _OWN = {
@@ -78,10 +82,10 @@ class AreaSettings:
 
     env_id: str = "MaskAug-Synthetic-v0"
     env: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    updates: int = 80
+    updates: int = 60
     num_envs: int = 8
     judge_updates: int = 600
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     held_out: int = 16
 
     def __post_init__(self) -> None:
@@ -98,7 +102,7 @@ class AreaSettings:
     @property
     def keywords(self) -> dict[str, Any]:
         """Of the environment of every arm, but for its judge, its seed and the tries on an image."""
-        game = {"objective": "adversarial", "action": "pixel", "fill": "zero", "joint": False}
+        game = {"objective": "adversarial", "action": "pixel", "fill": "zero", "joint": False, "area_price": 10.0}
         # An id's own action may bring along what pixels have not.
         of_id = {k: v for k, v in env_keywords(self.env_id, {}).items() if k not in ("patch_cells", "grid", "area")}
         return {**of_id, **game, **{k: v for k, v in self.env.items() if v is not None}}
@@ -122,15 +126,18 @@ class AreaSettings:
 
 
 def look(agent: MaskAgent, images: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """What the policy selects of held-out images (N, C, H, W) uint8 at the threshold .5: one value for each measure."""
+    """What the policy selects of held-out images (N, C, H, W) uint8: a value for each of `MEASURES`."""
     scores = torch.from_numpy(agent.scores(images)).flatten(1)
-    areas = (scores > 0).float().mean(1)
-    return {
-        "area": float(areas.mean()),
-        "nothing": float((areas < NOTHING).float().mean()),
-        "everything": float((areas > EVERYTHING).float().mean()),
-        "probability": float(scores.sigmoid().mean()),
-    }
+    result = {}
+    # A score of 0 is a probability of .5.
+    for name, start, areas in (
+        ("area", "", (scores > 0).float().mean(1)),
+        ("drawn", "drawn_", scores.sigmoid().mean(1)),
+    ):
+        result[name] = float(areas.mean())
+        result[start + "nothing"] = float((areas < NOTHING).float().mean())
+        result[start + "everything"] = float((areas > EVERYTHING).float().mean())
+    return result
 
 
 def one_arm(settings: AreaSettings, arm: str, seed: int, judge: nn.Module, device: str = "auto") -> Curve:
@@ -180,7 +187,8 @@ def area(
     # A size, a rate or a device that will not do is refused now, not after a judge has been trained.
     APGA(GridSpec(test.shape, test.shape[1], 1, pixels=True), device=device, **settings.agent("ours"))
     about = {"name": test.name, "source": test.source, "version": __version__}
-    done = {} if out is None else _finished(out / "curves.json", settings, about)
+    asked = _asked(settings, about)
+    done = {} if out is None else _finished(out / "curves.json", asked)
     say(f"{about['name']} ({about['source']}), {settings.updates} updates of {settings.num_envs} images")
     for seed in seeds:
         row = done.setdefault(str(seed), {})
@@ -196,12 +204,12 @@ def area(
             end = {name: values[-1] for name, values in row[arm].items()}
             say(f"seed {seed}: {arm} ({time.perf_counter() - began:.0f} s): {_words(end)}")
             if out is not None:
-                _write(out / "curves.json", settings, about, done)
+                _write(out / "curves.json", asked, done)
     wanted = {str(seed): done[str(seed)] for seed in seeds}
     summary = summary_of(wanted)
     say(area_table(summary, len(seeds)))
     if out is not None:
-        _write(out / "curves.json", settings, about, done)
+        _write(out / "curves.json", asked, done)
         save_picture(str(out / "area.png"), area_picture(settings, wanted, about["name"]))
         say(f"wrote {out}/")
     return summary
@@ -231,7 +239,8 @@ def titles(learning_rate: float) -> dict[str, str]:
 def area_table(summary: Mapping[str, float], seeds: int) -> str:
     """A table for the terminal: what every arm selects in the end, mean ± SD over seeds."""
     heads = {
-        "area": "area at P > .5", "nothing": "images < 1 %", "everything": "images > 99 %", "probability": "mean P",
+        "area": "area at P > .5", "nothing": "of it < 1 %", "everything": "of it > 99 %", "drawn": "area drawn",
+        "drawn_nothing": "of it < 1 %", "drawn_everything": "of it > 99 %",
     }  # fmt: skip
     lines = [f"\n{f'in the end, {seeds} seeds':<18}" + "".join(f"{head:>18}" for head in heads.values())]
     for arm in ARMS:
@@ -241,20 +250,21 @@ def area_table(summary: Mapping[str, float], seeds: int) -> str:
 
 
 def area_picture(settings: AreaSettings, seeds: Mapping[str, Mapping[str, Curve]], data: str) -> Picture:
-    """Area over updates, (h, w, 3) uint8: what the threshold selects, and beside it the mean probability."""
+    """Area over updates, (h, w, 3) uint8: of the mask that each arm plays, and beside it of the same threshold."""
     names = titles(settings.learning_rate)
     panels = []
-    for measure, title in (
-        ("area", "selected at the threshold: pixels with P > .5"),
-        ("probability", "area of a drawn mask: mean of P"),
+    for title, measures in (
+        ("as each plays it: P > .5 (published), drawn (ours)", PLAYED),
+        ("one threshold for all: pixels with P > .5", dict.fromkeys(ARMS, "area")),
     ):
         groups = [
-            Curves(names[arm], _COLOURS[arm], np.array([row[arm][measure] for row in seeds.values()])) for arm in ARMS
+            Curves(names[arm], _COLOURS[arm], np.array([row[arm][measures[arm]] for row in seeds.values()]))
+            for arm in ARMS
         ]
-        panels.append(Panel(title, "share of the image, held-out images", groups))
+        panels.append(Panel(title, "share of the image (held-out images)", groups))
     heading = (
-        f"TernausNet-11, {data}: area of the mask over training, {len(seeds)} seed{'s' * (len(seeds) > 1)} "
-        "(thin) and their mean (thick)"
+        f"Area of the mask over training, TernausNet-11 on {data}: {len(seeds)} seed{'s' * (len(seeds) > 1)} (thin), "
+        "their mean (thick)"
     )
     return line_chart(panels, f"updates of {settings.num_envs} images", heading, ("target area", settings.target))
 
@@ -263,29 +273,27 @@ def _words(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in values.items())
 
 
-def _write(
-    file: Path, settings: AreaSettings, data: Mapping[str, str], done: Mapping[str, Mapping[str, Curve]]
-) -> None:
+def _asked(settings: AreaSettings, data: Mapping[str, str]) -> dict[str, Any]:
+    # What the curves follow from, as it stands in the file.
+    asked: dict[str, Any] = {
+        "data": dict(data), "settings": dataclasses.asdict(settings), "game": settings.keywords, "tries": TRIES,
+        "agents": {arm: settings.agent(arm) for arm in ARMS},
+    }  # fmt: skip
+    result: dict[str, Any] = json.loads(json.dumps(asked))
+    return result
+
+
+def _write(file: Path, asked: Mapping[str, Any], done: Mapping[str, Mapping[str, Curve]]) -> None:
     whole = {seed: row for seed, row in done.items() if all(arm in row for arm in ARMS)}
-    write_json(
-        file,
-        {
-            "data": dict(data), "settings": dataclasses.asdict(settings), "seeds": done,
-            "agents": {arm: settings.agent(arm) for arm in ARMS},
-            "summary": summary_of(whole) if whole else {},
-        },
-    )  # fmt: skip
+    summary = {name: round(value, 4) for name, value in summary_of(whole).items()} if whole else {}
+    write_json(file, {**asked, "seeds": done, "summary": summary})
 
 
-def _finished(file: Path, settings: AreaSettings, data: Mapping[str, str]) -> dict[str, dict[str, Curve]]:
+def _finished(file: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, Curve]]:
     if not file.is_file():
         return {}
     found = json.loads(file.read_text(encoding="utf-8"))
-    asked = json.loads(json.dumps(dataclasses.asdict(settings)))
-    agents = {arm: settings.agent(arm) for arm in ARMS}
-    if (found.get("settings"), found.get("data"), found.get("agents")) != (asked, data, agents):
-        raise ConfigurationError(
-            f"{file} holds curves of other settings, data or version; choose another --out, or delete it"
-        )
+    if other := sorted(name for name in asked if found.get(name) != asked[name]):
+        raise ConfigurationError(f"{file} holds curves of other {', '.join(other)}; choose another --out, or delete it")
     seeds: dict[str, dict[str, Curve]] = found["seeds"]
     return seeds

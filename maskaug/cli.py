@@ -312,10 +312,10 @@ def bench_intelligent_masking(
 def bench_area(
     env_id: str = "MaskAug-Synthetic-v0",
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    updates: int = 80,
+    updates: int = 60,
     num_envs: int = 8,
     judge_updates: int = 600,
-    learning_rate: float = 1e-4,
+    learning_rate: float = 3e-4,
     held_out: int = 16,
     out: Path | None = None,
     device: str = "auto",

@@ -71,9 +71,9 @@ def test_every_arm_has_every_measure_before_and_after_each_update(run: Path) -> 
             assert all(0 <= v <= 1 and v == round(v, 4) for v in values)
     # The threshold starts by parting the pixels, ours with the probability of the target.
     assert row["published"]["area"][0] == pytest.approx(0.5, abs=0.1)
-    assert row["ours"]["probability"][0] == pytest.approx(0.25, abs=0.05)
+    assert row["ours"]["drawn"][0] == pytest.approx(0.25, abs=0.05)
     # One start, two rates.
-    start, slow, fast = (row[arm]["probability"] for arm in ("published", "published", "published_rate"))
+    start, slow, fast = (row[arm]["drawn"] for arm in ("published", "published", "published_rate"))
     assert fast[0] == start[0]
     assert abs(fast[-1] - fast[0]) > abs(slow[-1] - slow[0])
     with Image.open(run / "area.png") as picture:
@@ -97,14 +97,18 @@ class Says:
     def scores(self, images: Any) -> Any:
         result = np.full((len(images), 10, 20), -20.0, np.float32)
         result[1] = 20.0
-        result[2, :5] = 20.0
-        result[3, 0, :2] = 20.0  # exactly 1 %: not nothing
+        result[2, :5] = 1e-9  # of which the sigmoid is .5 sharp
+        result[3, 0, :2] = 20.0  # 1 %: not nothing
+        result[3, 0, 2] = 0.0
         return result
 
 
 def test_the_measures_by_hand() -> None:
     seen = look(Says(), np.zeros((4, 1, 10, 20), np.uint8))  # type: ignore[arg-type]
-    expected = {"area": (0 + 1 + 0.5 + 0.01) / 4, "nothing": 0.25, "everything": 0.25, "probability": 1.51 / 4}
+    expected = {
+        "area": (0 + 1 + 0.5 + 0.01) / 4, "nothing": 0.25, "everything": 0.25,
+        "drawn": (0 + 1 + 0.25 + 0.0125) / 4, "drawn_nothing": 0.25, "drawn_everything": 0.25,
+    }  # fmt: skip
     assert seen == pytest.approx(expected, abs=1e-6)
 
 
@@ -193,7 +197,7 @@ def test_a_killed_run_keeps_its_finished_arms(tmp_path: Path, monkeypatch: pytes
 def test_curves_of_other_settings_are_left_alone(run: Path) -> None:
     before = (run / "curves.json").read_bytes()
     for changed in ({"updates": 3}, {"learning_rate": 2e-3}, {"env": {**DATA, "area": 0.3}}):
-        with pytest.raises(ConfigurationError, match="other settings"):
+        with pytest.raises(ConfigurationError, match="of other .*settings"):
             area(dataclasses.replace(TINY, **changed), (7,), run, "cpu", say=lambda _: None)
     assert (run / "curves.json").read_bytes() == before
 
