@@ -197,7 +197,7 @@ def test_a_killed_run_keeps_its_finished_arms(tmp_path: Path, monkeypatch: pytes
 def test_curves_of_other_settings_are_left_alone(run: Path) -> None:
     before = (run / "curves.json").read_bytes()
     for changed in ({"updates": 3}, {"learning_rate": 2e-3}, {"env": {**DATA, "area": 0.3}}):
-        with pytest.raises(ConfigurationError, match="of other .*settings"):
+        with pytest.raises(ConfigurationError, match=r"of other .*settings"):
             area(dataclasses.replace(TINY, **changed), (7,), run, "cpu", say=lambda _: None)
     assert (run / "curves.json").read_bytes() == before
 
