@@ -195,6 +195,11 @@ class MaskAgent(ABC):
                         break
         return self
 
+    @property
+    def own_judge(self) -> nn.Module | None:
+        """A judge that the agent has trained by itself, beside the environment's; None for most."""
+        return None
+
     def check_env(self, env: MaskVectorEnv) -> None:  # noqa: B027 (most agents play any environment)
         """Refuse an environment that this agent cannot learn on, before anything starts."""
 

@@ -6,8 +6,8 @@ map of each training image; a small network that sees the image and where each p
 prediction no judge and no gradient is needed. Bagging and mirroring take out what one judge happened to look at, and
 the network what one image's map has of noise.
 
-No reward is looked at: the environment gives images and is not stepped. Every pass of a judge over an image counts as
-a timestep.
+No reward is looked at: the environment gives images and is not stepped. Every image that a judge is trained on, and
+every map that the network learns from, counts as one timestep for each judge.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from maskaug.agents.gradients import gradient_map
 from maskaug.agents.networks import PlacePolicy, smoothed
 from maskaug.envs.acceleration import load_optimiser
 from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.ensemble import Ensemble
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import make_judge
@@ -114,6 +115,22 @@ class Distilled(MaskAgent):
         with seeded_weights(self.seed):
             return PlacePolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width, self.settings.place)
 
+    def check_length(self, total_timesteps: int) -> None:
+        """See `MaskAgent.check_length`: the judges' training comes out of it."""
+        fitted = self.settings.judges * self.settings.judge_updates * FitSettings().batch_size
+        if self._judges is None and total_timesteps <= fitted:
+            raise ConfigurationError(
+                f"total_timesteps={total_timesteps} would all go into the judges' training, which takes {fitted}; use "
+                "more, or fewer judges or judge_updates"
+            )
+
+    @property
+    def own_judge(self) -> nn.Module | None:
+        """The bagged judges as one classifier; see `MaskAgent.own_judge`."""
+        if self._judges is None:
+            return None
+        return self._judges[0] if len(self._judges) == 1 else Ensemble(list(self._judges))
+
     @property
     def judges(self) -> nn.ModuleList | None:
         """The bagged judges, frozen; None before `learn`, and in an agent that was loaded to predict."""
@@ -186,7 +203,11 @@ class Distilled(MaskAgent):
 
     def _learning_state(self) -> dict[str, Any]:
         judges = {} if self._judges is None else dict(self._judges.state_dict())
-        return {"optimiser": self.optimiser.state_dict(), "judges": judges}
+        # A map made anew, in another batch, would differ in its last bits.
+        maps: dict[str, Any] = {"picture": np.array([*self._maps], np.int64)}
+        if self._maps:
+            maps["map"] = torch.stack([*self._maps.values()])
+        return {"optimiser": self.optimiser.state_dict(), "judges": judges, "maps": maps}
 
     def _load_learning_state(self, state: Mapping[str, Any]) -> None:
         load_optimiser(self.optimiser, state["optimiser"])
@@ -196,4 +217,7 @@ class Distilled(MaskAgent):
             blank = [make_judge("small", data.shape[0], len(data.class_names), 0) for _ in range(count)]
             self._judges = nn.ModuleList(blank).to(self.device).eval().requires_grad_(False)
             self._judges.load_state_dict(state["judges"])
-        self._maps.clear()
+        maps = state["maps"]
+        self._maps = {}
+        if len(maps["picture"]):
+            self._maps = dict(zip(maps["picture"].tolist(), maps["map"].to(self.device), strict=True))

@@ -28,7 +28,7 @@ from maskaug.benchmarks.folds_table import folds_table, summary_of
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords, played
-from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.datasets import ImageDataset, dataset_options
 from maskaug.envs.ensemble import Ensemble
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
@@ -49,6 +49,7 @@ class FoldSettings:
         val_share: of the images that are not tested, what is held out from training.
         judge_updates: of the one judge's training, whose best moment on the validation images is kept.
         judges: how many are bagged for the arms that ask several.
+        bagged_updates: of each one's training.
         distil_updates: of the distilled network.
         timesteps: masks that APGA, and the end-to-end mask, learn from.
         num_envs: images a batch.
@@ -62,6 +63,7 @@ class FoldSettings:
     val_share: float = 0.18
     judge_updates: int = 600
     judges: int = 8
+    bagged_updates: int = 300
     distil_updates: int = 250
     timesteps: int = 12_800
     num_envs: int = 32
@@ -78,6 +80,7 @@ class Fold:
         train: images that are trained on, of all classes.
         env: keywords of the environment, without the judge's.
         judge: the one judge.
+        distil_s: CPU seconds that the distilled masker and its judges took; 0 before they are trained.
     """
 
     settings: FoldSettings
@@ -85,6 +88,7 @@ class Fold:
     train: ImageDataset
     env: Mapping[str, Any]
     judge: nn.Module
+    distil_s: float = 0.0
     _distilled: Distilled | None = None
 
     def game(self, judge: nn.Module, **changes: Any) -> MaskVectorEnv:
@@ -95,17 +99,25 @@ class Fold:
     @property
     def spec(self) -> GridSpec:
         """Grid and number of cells."""
-        return self.distilled.spec
+        return Distilled(self.game(self.judge)).spec
 
     @property
     def distilled(self) -> Distilled:
         """The distilled masker, trained when it is first asked for: other arms use its judges and its scores."""
         if self._distilled is None:
-            settings = self.settings
-            agent = Distilled(self.game(self.judge), seed=self.seed, judges=settings.judges)
-            fitted = settings.judges * agent.settings.judge_updates * FitSettings().batch_size
-            self._distilled = agent.learn(fitted + settings.distil_updates * settings.num_envs * settings.judges)
+            settings, began = self.settings, time.process_time()
+            agent = Distilled(
+                self.game(self.judge), seed=self.seed, judges=settings.judges, judge_updates=settings.bagged_updates
+            )
+            self._distilled = agent.learn(self.distil_timesteps)
+            self.distil_s = time.process_time() - began
         return self._distilled
+
+    @property
+    def distil_timesteps(self) -> int:
+        """The judges' training, and `distil_updates` of the network."""
+        settings, batch = self.settings, FitSettings().batch_size
+        return settings.judges * (settings.bagged_updates * batch + settings.distil_updates * settings.num_envs)
 
     @property
     def judges(self) -> Ensemble:
@@ -135,6 +147,11 @@ ARMS: dict[str, tuple[str, Callable[[Fold], Any]]] = {
     ),
 }
 
+#: arms that ask the bagged judges.
+BAGGED = ("bagged", "apga_judges", "apga_features", "distilled")
+#: what the benchmark itself decides.
+_OWN = {"joint", "judge_lr", "judge_batch", "reward_model", "repeat", "split", "flip", "steps", "tensors"}
+
 
 def fold_parts(settings: FoldSettings, number: int) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
     """(train, validation, test) of one fold, whole groups each."""
@@ -146,6 +163,13 @@ def fold_parts(settings: FoldSettings, number: int) -> tuple[ImageDataset, Image
     rest = data.subset(part != number, "train")
     held_out = rest.splits(settings.seed + number + 1, (1 - settings.val_share, settings.val_share)) == 1
     return rest.subset(~held_out, "train"), rest.subset(held_out, "val"), data.subset(part == number, "test")
+
+
+def _play(settings: FoldSettings) -> dict[str, Any]:
+    # The environment's keywords that do not choose the images.
+    keywords = env_keywords(settings.env_id, settings.env)
+    of_data = {"dataset", "root", "seed", "image_size", "channels", "n_shot", *dataset_options(keywords["dataset"])}
+    return {k: v for k, v in keywords.items() if k not in of_data}
 
 
 def one_fold(
@@ -166,17 +190,17 @@ def one_fold(
     judge = make_judge("small", train.shape[0], len(train.class_names), seed)
     fit_classifier(judge, train, parts["val"], FitSettings(updates=settings.judge_updates, seed=seed))
     judge.requires_grad_(False)
-    chosen = {"root", "split", "seed", "image_size", "channels", "dataset", "n_shot", "n", "kind", "difficulty", "task"}
-    chosen |= {"variant", "classes", "body_part"}
-    fold = Fold(settings, seed, train, {k: v for k, v in keywords.items() if k not in chosen}, judge)
+    fold = Fold(settings, seed, train, _play(settings), judge)
     figures = dict(found or {})
     figures |= {f"judge.{k}": v for k, v in evaluate_classifier(judge, parts[split]).items()}
     for arm in settings.arms:
         if f"{arm}.kept" in figures:
             continue
-        began = time.process_time()
+        began, before = time.process_time(), fold.distil_s
         scores = all_scores(ARMS[arm][1](fold), scored)
-        figures[f"{arm}.cpu_s"] = time.process_time() - began
+        # Whichever arm comes first trains the bagged judges: each that asks them has them in its price.
+        own = time.process_time() - began - (fold.distil_s - before)
+        figures[f"{arm}.cpu_s"] = own + (fold.distil_s if arm in BAGGED else 0.0)
         masks = control_masks(scores, scored, played(train, keywords), fold.spec, seed)
         kept = {name: float(values.mean()) for name, values in retentions(masks, scored).items()}
         figures[f"{arm}.kept"], figures[f"{arm}.swapped"] = kept.pop("agent"), kept.pop("swapped")
@@ -206,7 +230,24 @@ def maskers(
         raise ConfigurationError(f"arms={unknown or 'none'} are unknown; use some of {', '.join(ARMS)}")
     if settings.folds < 2 or not numbers or not set(numbers) <= set(range(settings.folds)):
         raise ConfigurationError(f"folds={settings.folds} must be at least 2, and their numbers 0 to folds − 1")
+    if useless := sorted(_OWN & settings.env.keys()):
+        raise ConfigurationError(
+            f"{', '.join(useless)} would do nothing here: judges are trained on each fold's images and frozen; leave "
+            "them out"
+        )
+    if split not in ("val", "test"):
+        raise ConfigurationError(f"split={split!r} is no part to score masks on; use test, or val while choosing")
+    if out is not None and out.is_dir():
+        raise ConfigurationError(f"{out} is a folder; give a .json file")
     train, _, test = fold_parts(settings, numbers[0])
+    test.with_region()
+    blank = make_judge("small", train.shape[0], len(train.class_names), 0)
+    fold = Fold(settings, settings.seed, train, _play(settings), blank)
+    # Whatever is wrong with the settings shows here, and not after the first judge.
+    agent = Distilled(fold.game(blank), judges=settings.judges, judge_updates=settings.bagged_updates)
+    agent.check_length(fold.distil_timesteps)
+    if "end_to_end" in settings.arms:
+        EndToEnd(fold.game(blank)).check_env(fold.game(blank))
     about = {"name": test.name, "source": test.source, "split": split, "version": __version__}
     done = {} if out is None else _finished(out, settings, about)
     share = len(test) / len(train)

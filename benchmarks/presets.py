@@ -112,7 +112,9 @@ def apga_run(
         # A frozen judge does not learn, and so neither gets better nor has a learning rate.
         base = dataclasses.replace(base, patience=0, warm_start=False)
         keywords = {k: v for k, v in keywords.items() if k in env or k not in ("judge_lr", "judge_batch")}
-    if str(keywords.get("reward_model", "")).endswith(".safetensors"):
+    given_judges = keywords.get("reward_model")
+    files = given_judges if isinstance(given_judges, list | tuple) else [given_judges]
+    if all(str(file).endswith(".safetensors") for file in files):
         base = dataclasses.replace(base, warm_start=False)
     given = {
         "num_envs": num_envs, "checkpoint_every": checkpoint_every, "patience": patience, "warm_start": warm_start

@@ -54,7 +54,7 @@ def pretrain_judge(
         raise ConfigurationError("updates and batch_size must be at least 1, and lr a finite number above 0")
     play = {"objective", "area", "area_price", "fill", "joint", "judge_lr", "judge_batch", "reward_model",
             "sensitivity", "only_class", "repeat", "steps", "flip", "tensors", "grid",
-            "patch_cells", "split", "precision", "channels_last", "compile"}  # fmt: skip
+            "patch_cells", "split", "precision", "channels_last", "compile", "action", "visible_weight"}  # fmt: skip
     useless = sorted(play & set(env))
     if useless:
         raise ConfigurationError(

@@ -27,7 +27,7 @@ from maskaug.envs.networks import at_once
 from maskaug.envs.reconstructors import ContextEncoder, SmallContextEncoder
 from maskaug.envs.registration import TABLE
 from maskaug.envs.rendering import save_picture
-from maskaug.envs.rewards import ClassifierReward
+from maskaug.envs.rewards import ClassifierReward, RewardModel, frozen_reward
 from maskaug.envs.statistics import has_statistics, reestimate_statistics
 
 MASKER, JUDGE, ENCODER = "masker.safetensors", "judge.safetensors", "encoder.safetensors"
@@ -139,6 +139,14 @@ def train(
         gym.make_vec(env_id, num_envs=num_envs, **keywords).unwrapped,
     )
     game = vector.game
+
+    def judging(current: MaskAgent) -> RewardModel:
+        # The environment's judge has learnt nothing where the agent trains its own and plays no masks.
+        own = None if "reward_model" in env else current.own_judge
+        if own is None:
+            return game.reward_model
+        return frozen_reward(own, game.objective, game.device, game.sensitivity)
+
     if warm_start:
         check_warm_start(game)
     checkpoint = folder.newest_checkpoint()
@@ -220,7 +228,7 @@ def train(
         if current.num_timesteps - last_saved >= (checkpoint_every or epoch):
             last_saved = current.num_timesteps
             save()
-            picture = masks_picture(current, check_set, game.reward_model, game.fill, rows=4, blocks=1)
+            picture = masks_picture(current, check_set, judging(current), game.fill, rows=4, blocks=1)
             folder.image("masks", picture, current.num_timesteps)
             some = few_of(check_set) if current.spec.pixels else check_set
             values = report_on(current, some, train_set, None, game.fill).flat(check_set.split)
@@ -234,26 +242,27 @@ def train(
     if stopping is not None:
         stopping.put_best(agent)
         results |= stopping.results()
-    judge = game.reward_model.model
-    classifies = isinstance(game.reward_model, ClassifierReward)
+    judged = judging(agent)
+    judge = judged.model
+    classifies = isinstance(judged, ClassifierReward)
     if classifies and game.joint and has_statistics(judge):
         # What is left here is for clean images. The checkpoint has the game's own statistics.
         reestimate_statistics(judge, train_set.images, batch=at_once(*train_set.shape[1:]))
     agent.save(out / MASKER)
     # Whoever judges with it later must know which images it has seen.
     save_judge(out / JUDGE, judge, data=train_set.name, digest=train_set.digest, seed=seed)
-    if isinstance(game.reward_model.model, SmallContextEncoder | ContextEncoder):
-        save_encoder(out / ENCODER, game.reward_model.model, train_set.images)
-    report = report_on(agent, check_set, train_set, game.reward_model, game.fill)
+    if isinstance(judge, SmallContextEncoder | ContextEncoder):
+        save_encoder(out / ENCODER, judge, train_set.images)
+    report = report_on(agent, check_set, train_set, judged, game.fill)
     results |= {
         "timesteps": float(agent.num_timesteps),
         **report.flat(check_set.split),
-        **correlations(agent, check_set, game.reward_model, game.fill),
+        **correlations(agent, check_set, judged, game.fill),
         **(classifier_results(judge, held_out, game.device) if classifies else {}),
     }
     folder.results(results)
     heading = heading_of(agent_name, check_set, report)
-    picture = masks_picture(agent, check_set, game.reward_model, game.fill, heading=heading)
+    picture = masks_picture(agent, check_set, judged, game.fill, heading=heading)
     folder.image("masks", picture, agent.num_timesteps)
     save_picture(str(out / "masks.png"), picture)
     folder.close()

@@ -74,7 +74,7 @@ class ActionRule:
                 "patch_cells alone, or use another action"
             )
         self.patch_cells = 2 if patch_cells is None else patch_cells
-        if not isinstance(self.patch_cells, int) or not 1 <= self.patch_cells < self.grid:
+        if not isinstance(self.patch_cells, int) or self.patch_cells is True or not 1 <= self.patch_cells < self.grid:
             raise ConfigurationError(
                 f"patch_cells={patch_cells!r} must be an integer from 1 to grid − 1 = {self.grid - 1}"
             )
@@ -87,10 +87,10 @@ class ActionRule:
         self.area = 0.25 if area is None else area
         self.price = 1.0 if area_price is None else area_price
         possible = is_number(self.area) and 0 < self.area < 1
-        if not possible or not 1 <= cells_for_area(self.area, self.grid) < self.grid**2:
+        if not possible or (self.kind == "grid" and not 1 <= cells_for_area(self.area, self.grid) < self.grid**2):
             raise ConfigurationError(
-                f"area={area!r} must be a share above 0 and below 1 that is at least one of the {self.grid}×"
-                f"{self.grid} cells and not all of them"
+                f"area={area!r} must be a share above 0 and below 1; with action='grid' at least one of the "
+                f"{self.grid}×{self.grid} cells and not all of them"
             )
         if not is_number(self.price) or self.price < 0:
             raise ConfigurationError(f"area_price={area_price!r} must be a finite number ≥ 0")

@@ -43,13 +43,14 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     follows in the same step (SAME_STEP). Slot i, reset with seed s, sees what a single environment with seed s + i
     sees.
 
-    **Observation.** Box(0, 255, (C, H, W), uint8): the image.
+    **Observation.** Box(0, 255, (C, H, W), uint8): the image, with `steps` without what is selected already.
 
     **Action.** "grid": MultiBinary(g·g), the cells row by row. "patch": Discrete(corners), the patch's top left cell.
     "pixel": Box(−1, 1, (H, W)), selected where above 0. "box": Box(−1, 1, (4,)), row and column of the centre, height
     and width; see `maskaug.envs.masking.box_to_mask`.
 
     **Reward.** float32 (N,): the objective's gain, minus `area_price` times the two-sided price of leaving `area`.
+    With `steps`, what a mask adds to the worth of those before it.
 
     **Episode end.** Every step terminates, or with `steps=k` every k-th. `info["final_obs"]` holds the images with the
     mask hidden, `info["final_info"]` the terms of the reward, of the slots in `info["_final_info"]`.
@@ -63,9 +64,9 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     and 16×16 on images of 224×224 pixels unless patches are played. A stand-in is always of 64×64 pixels.
     `maskaug envs` shows what each id plays here.
 
-    **Info.** `index`, `try`, `label` (−1 without labels), `area`, every term of the reward, and with a reconstructor
-    `cell_error`, (N, g, g), the mean squared error of every hidden cell and NaN elsewhere; the same keys in `reset` and
-    in `step`, where they describe the image that comes next.
+    **Info.** `index`, `try`, `label` (−1 without labels), with `steps` > 1 `step`, `area`, every term of the reward,
+    and with a reconstructor `cell_error`, (N, g, g), the mean squared error of every hidden cell and NaN elsewhere; the
+    same keys in `reset` and in `step`, where they describe the image that comes next.
     """
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 2, "autoreset_mode": AutoresetMode.SAME_STEP}

@@ -90,21 +90,21 @@ class MaskGame:
             same for all its tries. The judge, too, sees and learns what is shown; `evaluation` mirrors nothing.
         objective: "adversarial", "preserving", "both" or "sensitivity", see `ClassifierReward`; "reconstruction", see
             `ReconstructionReward`.
-        action: "grid" or "patch"; see `ActionRule`.
+        action: "grid", "patch", "pixel" or "box"; see `ActionRule`.
         grid: cells along each side, default 8; for images of 224×224 pixels 16, except with action="patch".
         patch_cells: side of a patch in cells; with action="patch" only.
-        area: the share to select, default 0.25; with action="grid" only.
-        area_price: weight of the two-sided price of leaving it, default 1; with action="grid" only.
+        area: the share to select, default 0.25; not with action="patch".
+        area_price: weight of the two-sided price of leaving it, default 1; not with action="patch".
         fill: "zero", "mean", "noise" or "blur": what is put in place of hidden pixels.
         joint: the judge learns along: a classifier from the clean image and the aiding view of its best-rewarded try, a
             reconstructor from the hidden part, in the pass that gives the reward.
         judge_lr: learning rate of the judge's Adam; with joint=True only.
         judge_batch: images a judge's update is made of, however many slots there are.
-        reward_model: a name ("small"; for reconstruction also "context_encoder", the paper's), a .safetensors path, or
-            a module: (N, C, H, W) float in [0, 1] → logits, or for reconstruction → images of the same shape. A module
-            is used as it is, not copied: with joint=True it is trained in place. Classifiers may be several, a list of
-            names, paths and modules: rewards are then the mean of what each of them says, and with joint=True each
-            learns. The same name twice is two judges with first weights of their own.
+        reward_model: a name ("small", "densenet169"; for reconstruction "small" or "context_encoder", the paper's), a
+            .safetensors path, or a module: (N, C, H, W) float in [0, 1] → logits, or for reconstruction → images of the
+            same shape. A module is used as it is, not copied: with joint=True it is trained in place. Classifiers may
+            be several, a list of names, paths and modules: rewards are then the mean of what each of them says, and
+            with joint=True each learns. The same name twice is two judges with first weights of their own.
         sensitivity: what objective="sensitivity" compares: "output" (the default), the judge's logits, or "features",
             what its last layer gets; see `ClassifierReward`. The clean images' features are kept on the device.
         visible_weight: weight of the visible pixels' error in what a reconstructor learns from, default 0 as in the
@@ -174,7 +174,7 @@ class MaskGame:
             if not isinstance(flag, bool):
                 raise ConfigurationError(f"{name}={flag!r} must be True or False")
         if objective not in OBJECTIVES:
-            raise ConfigurationError(f"objective={objective!r} is unknown in this version; use one of {OBJECTIVES}")
+            raise ConfigurationError(f"objective={objective!r} is unknown; use one of {OBJECTIVES}")
         check_sensitivity(sensitivity, objective)
         if fill not in FILLS:
             raise ConfigurationError(f"fill={fill!r} is unknown; use one of {FILLS}")

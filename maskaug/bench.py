@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from maskaug.benchmarks.presets import apga_play, pictures_of
 from maskaug.options import (
@@ -147,9 +147,10 @@ def bench_maskers(
     arms: tuple[MaskerArm, ...] = get_args(MaskerArm),
     folds: int = 5,
     only: tuple[int, ...] | None = None,
-    split: Split = "test",
+    split: Literal["val", "test"] = "test",
     judge_updates: int = 600,
     judges: int = 8,
+    bagged_updates: int = 300,
     distil_updates: int = 250,
     total_timesteps: int = 12_800,
     num_envs: int = 32,
@@ -167,6 +168,7 @@ def bench_maskers(
         split: test, or val while choices are still made.
         judge_updates: of the one judge's training.
         judges: bagged for the arms that ask several.
+        bagged_updates: of each one's training.
         distil_updates: of the distilled network.
         total_timesteps: masks that APGA and the end-to-end mask learn from.
         num_envs: images a batch.
@@ -176,19 +178,52 @@ def bench_maskers(
     """
     from maskaug.benchmarks.folds import FoldSettings, maskers
 
-    play = {**apga_play({}), **env.given()}
-    play.pop("repeat", None)
+    play = {**{k: v for k, v in apga_play({}).items() if k != "repeat"}, **env.given()}
     settings = FoldSettings(
-        env_id, play, arms, folds, judge_updates=judge_updates, judges=judges, distil_updates=distil_updates,
+        env_id, play, arms, folds, judge_updates=judge_updates, judges=judges, bagged_updates=bagged_updates,
+        distil_updates=distil_updates,
         timesteps=total_timesteps, num_envs=num_envs, seed=seed,
     )  # fmt: skip
     maskers(settings, range(folds) if only is None else only, out, split=split)
+
+
+def bench_area(
+    env_id: str = "MaskAug-Synthetic-v0",
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    updates: int = 60,
+    num_envs: int = 8,
+    judge_updates: int = 600,
+    learning_rate: float = 3e-4,
+    held_out: int = 16,
+    out: Path | None = None,
+    device: str = "auto",
+    env: EnvOptions = EnvOptions(),
+) -> None:
+    """The mask's area over training, the published loss against ours: TernausNet-11 on pixels, a frozen judge.
+
+    Args:
+        env_id: whose images.
+        seeds: each draws or splits the data anew and trains its own judge and policies.
+        updates: of every policy.
+        num_envs: images an update.
+        judge_updates: of the judge's training.
+        learning_rate: of our loss, and of the published one's second run; its first has its own, 1e-5.
+        held_out: test images that are looked at after every update.
+        out: a folder for curves.json and area.png; seeds that it holds are not done again.
+        device: where everything runs.
+        env: the environment; its action, objective and judge are the benchmark's.
+    """
+    from maskaug.benchmarks.area_curves import AreaSettings, area
+
+    settings = AreaSettings(env_id, env.given(), updates, num_envs, judge_updates, learning_rate, held_out)
+    area(settings, seeds, out, device)
 
 
 #: name → command.
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "retention": bench_retention,
     "maskers": bench_maskers,
+    "area": bench_area,
     "throughput": bench_throughput,
     "regret": bench_regret,
     "intelligent-masking": bench_intelligent_masking,

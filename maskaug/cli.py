@@ -48,7 +48,7 @@ def train_apga(
     Args:
         out: the run's folder.
         env_id: a registered id; `maskaug envs` lists them.
-        preset: what is not said otherwise: default or published; every flag goes before it.
+        preset: what is not said otherwise: default or published; every flag that is given overrides it.
         total_timesteps: masks to be judged in all; 20 000 if neither this nor --epochs is given.
         epochs: the same as passes over the training images; 100 as published.
         num_envs: images a batch; 32, or 25 as published.

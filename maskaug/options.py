@@ -37,13 +37,13 @@ class EnvOptions(Options):
         channels: 1 or 3.
         n_shot: of the training split so many images of each class alone.
         flip: show images mirrored left to right, half of the time.
-        objective: what a mask earns.
+        objective: adversarial, preserving, both, sensitivity or reconstruction.
         action: grid, patch, pixel or box.
         grid: cells along each side; 8, or 16 at 224 pixels but for patches, if left out.
         patch_cells: side of a patch in cells; for agents that play patches.
         area: share of the image to select.
         area_price: weight of the price of leaving that area.
-        fill: what hidden pixels become.
+        fill: what hidden pixels become: zero, mean, noise or blur.
         joint: whether the judge learns along.
         judge_lr: the judge's learning rate.
         judge_batch: images in an update of the judge.

@@ -19,6 +19,7 @@ from maskaug.agents.distilled import Distilled, DistilledSettings
 from maskaug.agents.gradients import gradient_map
 from maskaug.agents.masker import Masker
 from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.ensemble import Ensemble
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 
@@ -104,7 +105,7 @@ def test_each_judge_has_its_own_bag_and_every_pass_counts(monkeypatch: pytest.Mo
     assert len({tuple(sorted(groups)) for groups, _ in bags}) == len({seed for _, seed in bags}) == 3
     assert (agent.updates, agent.num_timesteps) == (2, 984)
     with_all = Distilled(env, seed=0, device="cpu", judges=1, judge_updates=10, bag=1.0, width=8)
-    with_all.learn(1)
+    with_all.learn(321)
     assert bags[-1][0] == set(range(20))
 
 
@@ -143,7 +144,7 @@ def test_it_needs_labels_and_cells() -> None:
     data = dataclasses.replace(pictures(8, size=40), labels=None)
     env = MaskVectorEnv(2, dataset=data, grid=5, objective="reconstruction", device="cpu")
     with pytest.raises(ConfigurationError, match="has no labels"):
-        Distilled(env, **TINY).learn(1)
+        Distilled(env, **TINY).learn(999)
     with pytest.raises(ConfigurationError, match="plays action='grid'"):
         Distilled(joint_env(action="patch"))
 
@@ -162,3 +163,35 @@ def test_it_is_saved_loaded_and_goes_on_to_the_bit(tmp_path: Path) -> None:
     masker = maskaug.load_masker(tmp_path / "masker.safetensors")
     assert same(masker.agent.scores(images), other.scores(images))
     assert (masker(images).sum((1, 2)) == 6 * 64).all()
+
+
+def test_it_goes_on_to_the_bit_where_maps_are_still_missing(tmp_path: Path) -> None:
+    def agent() -> Distilled:
+        env = MaskVectorEnv(4, dataset=stripes(40, 0), grid=5, device="cpu")
+        return Distilled(env, seed=0, device="cpu", **TINY)
+
+    whole = agent().learn(2 * 4 * 32 + 2 * 4 * 25)
+    part = agent().learn(2 * 4 * 32 + 2 * 4 * 15)
+    part.save_checkpoint(tmp_path / "c.safetensors")
+    other = agent()
+    other.load_checkpoint(tmp_path / "c.safetensors")
+    other.learn(2 * 4 * 10)
+    assert same(dict(whole.policy.state_dict()), dict(other.policy.state_dict()))
+
+
+def test_a_length_that_trains_the_judges_alone_is_refused() -> None:
+    agent = Distilled(joint_env(), seed=0, device="cpu", **TINY)
+    with pytest.raises(ConfigurationError, match="would all go into the judges' training, which takes 256"):
+        agent.learn(256)
+    assert agent.num_timesteps == 0
+    assert agent.learn(257).updates == 1
+
+
+def test_its_own_judge_is_what_a_run_scores_with() -> None:
+    agent = Distilled(joint_env(), seed=0, device="cpu", **TINY)
+    assert agent.own_judge is None
+    agent.learn(257)
+    assert isinstance(agent.own_judge, Ensemble)
+    one = Distilled(joint_env(), seed=0, device="cpu", **{**TINY, "judges": 1}).learn(257)
+    assert one.judges is not None
+    assert one.own_judge is one.judges[0]

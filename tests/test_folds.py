@@ -19,7 +19,7 @@ from maskaug.options import MaskerArm
 
 TINY = FoldSettings(
     "MaskAug-Synthetic-v0", {"n": 90, "image_size": 40, "grid": 5, "fill": "blur"}, ("bagged", "distilled"),
-    folds=3, judge_updates=6, judges=2, distil_updates=2, timesteps=64, num_envs=8,
+    folds=3, judge_updates=6, judges=2, bagged_updates=4, distil_updates=2, timesteps=64, num_envs=8,
 )  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def test_every_arm_runs_and_repeats() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("judge_updates", 9), ("judges", 3), ("distil_updates", 6), ("timesteps", 256), ("num_envs", 4), ("folds", 2),
+    [("judge_updates", 9), ("judges", 3), ("bagged_updates", 8), ("distil_updates", 6),
+     ("timesteps", 256), ("num_envs", 4), ("folds", 2),
      ("val_share", 0.4), ("seed", 3)],
 )  # fmt: skip
 def test_every_setting_does_something(field: str, value: Any) -> None:
@@ -107,8 +108,23 @@ def test_the_summary_is_paired_and_the_table_says_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "numbers", "words"),
     [({"arms": ("oracle",)}, [0], "use some of"), ({"arms": ()}, [0], "use some of"), ({"folds": 1}, [0], "at least 2"),
-     ({}, [3], "0 to folds"), ({}, [], "at least 2")],
+     ({}, [3], "0 to folds"), ({}, [], "at least 2"), ({"distil_updates": 0}, [0], "judges' training"),
+     ({"env": {"n": 90, "joint": False}}, [0], "joint would do nothing"),
+     ({"env": {"n": 90, "objective": "both"}, "arms": ("end_to_end",)}, [0], "not of 'both'")],
 )  # fmt: skip
 def test_bad_input_is_refused(changes: dict[str, Any], numbers: list[int], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         maskers(dataclasses.replace(TINY, **changes), numbers)
+
+
+def test_a_split_or_a_folder_that_will_not_do_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no part to score"):
+        maskers(TINY, [0], split="train")
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        maskers(TINY, [0], tmp_path)
+
+
+def test_who_asks_the_bagged_judges_pays_for_them() -> None:
+    figures = one_fold(dataclasses.replace(TINY, bagged_updates=40, arms=("cutout", "bagged", "distilled")), 0)
+    assert figures["cutout.cpu_s"] < figures["bagged.cpu_s"] / 2
+    assert figures["distilled.cpu_s"] > figures["bagged.cpu_s"] / 2
