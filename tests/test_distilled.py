@@ -150,7 +150,7 @@ def test_it_needs_labels_and_cells() -> None:
 
 
 def test_it_is_saved_loaded_and_goes_on_to_the_bit(tmp_path: Path) -> None:
-    first = 2 * 4 * 32
+    first = 2 * 4 * 32 + 8
     whole = Distilled(joint_env(), seed=0, device="cpu", **TINY).learn(first).learn(200)
     part = Distilled(joint_env(), seed=0, device="cpu", **TINY).learn(first)
     part.save_checkpoint(tmp_path / "c.safetensors")

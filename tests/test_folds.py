@@ -54,7 +54,7 @@ def test_every_arm_runs_and_repeats() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("judge_updates", 9), ("judges", 3), ("bagged_updates", 8), ("distil_updates", 6),
+    [("judge_updates", 9), ("judges", 3), ("bagged_updates", 8), ("distil_updates", 40),
      ("timesteps", 256), ("num_envs", 4), ("folds", 2),
      ("val_share", 0.4), ("seed", 3)],
 )  # fmt: skip
