@@ -25,7 +25,7 @@ from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import make_judge
-from maskaug.envs.rewards import ReconstructionReward
+from maskaug.envs.reconstruction import ReconstructionReward
 
 ARMS = (
     "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published",

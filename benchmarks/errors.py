@@ -10,7 +10,7 @@ from scipy import stats
 from maskaug.agents.agent import GridSpec
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.masking import cells_to_mask, filler, hide, patch_count, patch_to_cells
-from maskaug.envs.rewards import ReconstructionReward
+from maskaug.envs.reconstruction import ReconstructionReward
 
 CHUNK = 64
 Maps = npt.NDArray[np.float32]

@@ -16,10 +16,11 @@ from maskaug.benchmarks.training import JUDGE, MASKER, Print, dataset_of, env_ke
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import load_judge, make_judge
+from maskaug.envs.judging import frozen_reward
 from maskaug.envs.networks import at_once
 from maskaug.envs.reconstructors import ContextEncoder, SmallContextEncoder
 from maskaug.envs.rendering import save_picture
-from maskaug.envs.rewards import ClassifierReward, frozen_reward
+from maskaug.envs.rewards import ClassifierReward
 from maskaug.envs.statistics import reestimate_statistics
 
 

@@ -14,8 +14,9 @@ from maskaug.agents.masker import Masker
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.masking import filler, hide
 from maskaug.envs.networks import to_float
+from maskaug.envs.reconstruction import ReconstructionReward
 from maskaug.envs.rendering import MASK, REGION, Picture, heat, mask_row, outline, sheet, tint, to_rgb
-from maskaug.envs.rewards import ReconstructionReward, RewardModel
+from maskaug.envs.rewards import RewardModel
 
 
 def masks_picture(

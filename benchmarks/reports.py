@@ -14,7 +14,8 @@ from maskaug.benchmarks.errors import rank_correlation, true_errors
 from maskaug.benchmarks.masks import MaskReport, mask_report, measure
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.networks import at_once
-from maskaug.envs.rewards import ReconstructionReward, RewardModel
+from maskaug.envs.reconstruction import ReconstructionReward
+from maskaug.envs.rewards import RewardModel
 
 #: images whose masks of pixels are looked at together.
 FEW = 32

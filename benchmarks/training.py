@@ -23,11 +23,12 @@ from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import MaskGame
 from maskaug.envs.judges import load_judge, save_encoder, save_judge
+from maskaug.envs.judging import frozen_reward
 from maskaug.envs.networks import at_once
 from maskaug.envs.reconstructors import ContextEncoder, SmallContextEncoder
 from maskaug.envs.registration import TABLE
 from maskaug.envs.rendering import save_picture
-from maskaug.envs.rewards import ClassifierReward, RewardModel, frozen_reward
+from maskaug.envs.rewards import ClassifierReward, RewardModel
 from maskaug.envs.statistics import has_statistics, reestimate_statistics
 
 MASKER, JUDGE, ENCODER = "masker.safetensors", "judge.safetensors", "encoder.safetensors"

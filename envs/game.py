@@ -33,7 +33,8 @@ from maskaug.envs.judging import ClassifierJudging, Judging, ReconstructionJudgi
 from maskaug.envs.masking import FILLS, cells_to_mask, filler, keep, patch_to_cells
 from maskaug.envs.masking import area_price as price_of_area
 from maskaug.envs.pictures import Pictures
-from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel, check_sensitivity
+from maskaug.envs.reconstruction import ReconstructionReward
+from maskaug.envs.rewards import ClassifierReward, RewardModel, check_sensitivity
 
 OBJECTIVES = (*ClassifierReward.objectives, *ReconstructionReward.objectives)
 

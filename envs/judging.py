@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import ImageDataset
@@ -21,7 +21,8 @@ from maskaug.envs.errors import JudgeError
 from maskaug.envs.masking import cell_means, cells_to_mask, filler, keep
 from maskaug.envs.memory import Demand, Trial
 from maskaug.envs.pictures import Pictures
-from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, RewardModel
+from maskaug.envs.reconstruction import ReconstructionReward
+from maskaug.envs.rewards import ClassifierReward, RewardModel, check_sensitivity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,3 +363,13 @@ def generator_of(state: Mapping[str, Any]) -> np.random.Generator:
     rng = np.random.Generator(np.random.PCG64())
     rng.bit_generator.state = dict(state)
     return rng
+
+
+def frozen_reward(
+    model: nn.Module, objective: str, device: torch.device, sensitivity: str | None = None
+) -> RewardModel:
+    """A judge that only judges, of the kind that plays `objective`; `sensitivity` as in `ClassifierReward`."""
+    if objective in ReconstructionReward.objectives:
+        check_sensitivity(sensitivity, objective)
+        return ReconstructionReward(model, device, trainable=False)
+    return ClassifierReward(model, objective, device, trainable=False, sensitivity=sensitivity)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.networks import seeded_weights
-from maskaug.envs.rewards import ReconstructionReward
+from maskaug.envs.reconstruction import ReconstructionReward
 
 DATA = pictures(8, channels=3)
 GRID = 4

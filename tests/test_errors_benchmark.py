@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maskaug.agents.agent import GridSpec
 from maskaug.benchmarks.errors import _masks, rank_correlation, true_errors
-from maskaug.envs.rewards import ReconstructionReward
+from maskaug.envs.reconstruction import ReconstructionReward
 
 SIZE, GRID, CELL = 16, 4, 4
 PICTURES = pictures(5, SIZE, 2)

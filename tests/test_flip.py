@@ -23,8 +23,9 @@ from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.pictures import Pictures
+from maskaug.envs.reconstruction import ReconstructionReward
 from maskaug.envs.rendering import mask_row
-from maskaug.envs.rewards import ClassifierReward, ReconstructionReward
+from maskaug.envs.rewards import ClassifierReward
 
 DATA = pictures(7)
 MIRRORED = DATA.images[..., ::-1]

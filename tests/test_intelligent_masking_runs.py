@@ -32,7 +32,7 @@ from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import load_judge
 from maskaug.envs.masking import cells_to_mask
-from maskaug.envs.rewards import ReconstructionReward
+from maskaug.envs.reconstruction import ReconstructionReward
 from maskaug.options import IntelligentMaskingOptions
 
 DATA: dict[str, Any] = {"kind": "ultrasound", "task": "presence", "n": 90, "image_size": 40, "grid": 5}

@@ -32,8 +32,10 @@ from reconstruction_game import (
 from maskaug.agents.sb3 import as_vec_env
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, InvalidAction
+from maskaug.envs.judging import frozen_reward
 from maskaug.envs.networks import to_float
-from maskaug.envs.rewards import ClassifierReward, ReconstructionReward, frozen_reward, mean_over
+from maskaug.envs.reconstruction import ReconstructionReward, mean_over
+from maskaug.envs.rewards import ClassifierReward
 
 # ---- what a mask earns -----------------------------------------------------------------------------------------------
 

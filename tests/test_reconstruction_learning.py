@@ -30,7 +30,7 @@ from reconstruction_game import (
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import JudgeError
 from maskaug.envs.masking import cells_to_mask
-from maskaug.envs.rewards import ReconstructionReward
+from maskaug.envs.reconstruction import ReconstructionReward
 
 # ---- how the judge learns --------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from maskaug.benchmarks.masks import gains
 from maskaug.envs.ensemble import Ensemble
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, JudgeError
-from maskaug.envs.rewards import ClassifierReward, frozen_reward
+from maskaug.envs.judging import frozen_reward
+from maskaug.envs.rewards import ClassifierReward
 
 CPU = torch.device("cpu")
 
