@@ -91,6 +91,8 @@ class MaskAgent(ABC):
     action_kinds: ClassVar[tuple[str, ...]] = ("grid",)
     #: whether one update plays all tries on an image, and so has to begin with the first.
     plays_all_tries: ClassVar[bool] = True
+    #: whether it learns from images alone: the environment's judge is then asked for nothing, and teaches nobody.
+    plays_no_masks: ClassVar[bool] = False
 
     def __init__(
         self,

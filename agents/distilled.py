@@ -96,6 +96,7 @@ class Distilled(MaskAgent):
 
     Settings: ClassVar[type[Any]] = DistilledSettings
     action_kinds = ("grid",)
+    plays_no_masks = True
 
     def __init__(
         self,

@@ -191,10 +191,12 @@ def train(
         },
         agent.num_timesteps,
     )  # fmt: skip
+    taught = "learns along" if game.joint else "frozen"
+    if agent.plays_no_masks:
+        taught = "trained by the agent" if "reward_model" not in env else "not asked"
     say(
         f"{agent_name} on {env_id}: {len(train_set)} images of {train_set.name} ({train_set.source}), "
-        f"{num_envs} × {game.repeat} masks an update, {epoch} an epoch, judge "
-        f"{'learns along' if game.joint else 'frozen'}, {game.device}"
+        f"{num_envs} × {game.repeat} masks an update, {epoch} an epoch, judge {taught}, {game.device}"
     )
     results: dict[str, float] = {}
     if warm_start:

@@ -18,10 +18,13 @@ from maskaug.agents.agent import GridSpec
 from maskaug.agents.distilled import Distilled, DistilledSettings
 from maskaug.agents.gradients import gradient_map
 from maskaug.agents.masker import Masker
+from maskaug.benchmarks.training import train
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.ensemble import Ensemble
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.judges import load_judge, make_judge, save_judge
+from maskaug.envs.networks import SmallClassifier
 
 TINY: dict[str, Any] = {"judges": 2, "judge_updates": 4, "width": 8}
 
@@ -195,3 +198,27 @@ def test_its_own_judge_is_what_a_run_scores_with() -> None:
     one = Distilled(joint_env(), seed=0, device="cpu", **{**TINY, "judges": 1}).learn(257)
     assert one.judges is not None
     assert one.own_judge is one.judges[0]
+
+
+def test_a_run_keeps_its_own_judges_and_is_scored_with_them(tmp_path: Path) -> None:
+    def run(folder: Path, env: dict[str, Any]) -> dict[str, float]:
+        play = {"n": 60, "image_size": 40, "grid": 5, **env}
+        return train(
+            "Distilled", "MaskAug-Synthetic-v0", out=folder, total_timesteps=300, num_envs=4, seed=0, device="cpu",
+            env=play, settings=TINY, checkpoint_every=1000, resume=False, progress_bar=False, say=lambda _: None,
+        )  # fmt: skip
+
+    results = run(tmp_path / "own", {})
+    judge, about = load_judge(tmp_path / "own" / "judge.safetensors")
+    assert isinstance(judge, Ensemble)
+    assert about["data"] == "synthetic-radiograph"
+    agent = Distilled(joint_env(), seed=0, device="cpu", **TINY).learn(300)
+    assert agent.judges is not None
+    assert same(dict(judge.judges.state_dict()), dict(agent.judges.state_dict()))
+    assert maskaug.load_masker(tmp_path / "own" / "masker.safetensors")(joint_env().dataset.images[:2]).any()
+    # A judge that was brought along is kept instead.
+    file = tmp_path / "given.safetensors"
+    save_judge(file, make_judge("small", 1, 2, 5))
+    given = run(tmp_path / "given", {"joint": False, "reward_model": str(file)})
+    assert isinstance(load_judge(tmp_path / "given" / "judge.safetensors")[0], SmallClassifier)
+    assert given["judge.val.loss"] != results["judge.val.loss"]
