@@ -305,7 +305,7 @@ def test_an_agents_own_pass_is_asked_about_when_it_begins_to_learn(
     monkeypatch.setattr(Trial, "__call__", waiting)
     before = env.game.state()
     with pytest.raises(ConfigurationError, match=f"num_envs=40 does not fit: about {fits} fit"):
-        agent.learn(64)
+        agent.learn(100_000)
     assert same(before, env.game.state())
     assert agent.num_timesteps == 0
     assert agent.updates == 0
