@@ -123,7 +123,7 @@ class ReconstructionReward(RewardModel):
 
     def __getstate__(self) -> dict[str, object]:
         # Pickle and deepcopy leave out the gradients of parameters, and some may be waiting here.
-        return {**self.__dict__, "_gradients": self._gradients()}
+        return {**super().__getstate__(), "_gradients": self._gradients()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         gradients: Mapping[str, Tensor] = state.pop("_gradients")  # type: ignore[assignment]

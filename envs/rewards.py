@@ -68,6 +68,7 @@ class RewardModel(ABC):
         self.device = device
         # Walking through the modules for these costs more than the rest of a step's bookkeeping.
         self._tensors = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
+        self._changes_before = 0
         #: counts updates.
         self.version = 0
         learning = [p for p in self.model.parameters() if p.requires_grad]
@@ -112,9 +113,10 @@ class RewardModel(ABC):
         """Grows whenever the weights change: whoever caches a clean loss compares it.
 
         An evaluation shares the module of a game that trains it, so counting the updates made here is not enough;
-        torch counts the changes of each tensor (but for those of a fused optimiser in somebody else's training loop).
+        torch counts the changes of each tensor (but for those of a fused optimiser in somebody else's training loop). A
+        copy goes on counting from where it was made.
         """
-        return sum(t._version for t in self._tensors)
+        return self._changes_before + sum(t._version for t in self._tensors)
 
     def state(self) -> dict[str, object]:
         """Weights, optimiser and version, for an exact resume; a copy."""
@@ -132,11 +134,17 @@ class RewardModel(ABC):
             load_optimiser(self.optimiser, state["optimiser"])  # type: ignore[arg-type]
         self.version = int(state["version"])  # type: ignore[call-overload]
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_changes_before": self.weights_version()}
+
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         # A copy of a compiled module is not compiled.
         for member in members_of(self.model):
             self.acceleration.apply(member)
+        # torch counts anew in copies: what was known of clean images would be taken for that of other weights, or,
+        # where a few updates bring the count back, of these weights when it is not.
+        self._changes_before -= sum(t._version for t in self._tensors)
 
     @contextlib.contextmanager
     def _learning(self) -> Iterator[None]:

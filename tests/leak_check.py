@@ -1,8 +1,8 @@
 """What a process holds before and after it has played for long. A script: run in a process of its own, for Linux.
 
-`python tests/leak_check.py PART COUNT` prints one line of JSON: by how much memory (bytes), threads and file handles
-have grown, and Python's objects. Memory is the resident set after garbage collection, what glibc keeps for later given
-back.
+`python tests/leak_check.py PART COUNT` prints one line of JSON: by how much memory (bytes), mapped files, threads and
+file handles have grown, and Python's objects. Memory is what is not a file's, in RAM or swapped out, after garbage
+collection, and after glibc has given back what it keeps for later.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ def held() -> Numbers:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    # Not the whole resident set: pages of files (libraries, memory maps) come and go with the machine's memory.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    maps = Path("/proc/self/maps").read_text().splitlines()
     return {
-        "memory": pages * os.sysconf("SC_PAGE_SIZE"),
+        "memory": 1024 * sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")),
+        "mapped_files": len({line.split(maxsplit=5)[5] for line in maps if "/" in line}),
         "threads": len(os.listdir("/proc/self/task")),
         "handles": len(os.listdir("/proc/self/fd")),
         "objects": len(gc.get_objects()),
@@ -51,6 +54,7 @@ def held() -> Numbers:
 def grown(work: Callable[[int], None], warm: int, count: int) -> Numbers:
     """By how much what is held grows from `warm` units of work to `count` more."""
     work(warm)
+    held()  # what measuring takes, too
     before, began = held(), time.process_time()
     work(count)
     seconds, after = time.process_time() - began, held()

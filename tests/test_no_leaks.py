@@ -54,7 +54,7 @@ def test_a_short_game_leaves_nothing_behind(part: str) -> None:
     found = measured(part, PARTS[part][0])
     # A quarter of what is allowed after fifty times as many steps; measured: 0.07 MiB at most.
     assert found["memory"] <= MEBIBYTE / 4
-    assert found["threads"] == found["handles"] == 0
+    assert found["mapped_files"] == found["threads"] == found["handles"] == 0
     assert found["objects"] <= 20
 
 
@@ -64,7 +64,7 @@ def test_a_short_game_leaves_nothing_behind(part: str) -> None:
 def test_a_long_game_leaves_nothing_behind(part: str) -> None:
     found = measured(part, PARTS[part][1])
     assert found["memory"] <= MEBIBYTE
-    assert found["threads"] == found["handles"] == 0
+    assert found["mapped_files"] == found["threads"] == found["handles"] == 0
     assert found["objects"] <= 20
 
 
