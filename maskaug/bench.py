@@ -16,6 +16,7 @@ from maskaug.options import (
     Preset,
     Readout,
     Split,
+    Way,
 )
 
 
@@ -219,12 +220,43 @@ def bench_area(
     area(settings, seeds, out, device)
 
 
+def bench_device(
+    num_envs: tuple[int, ...] = (64, 256, 1024),
+    judge: str = "densenet169",
+    image_size: int = 224,
+    images: int = 512,
+    ways: tuple[Way, ...] = get_args(Way),
+    rounds: int = 10,
+    steps: int = 4,
+    device: str = "auto",
+    out: Path | None = None,
+) -> None:
+    """Environment steps against the bare judge, in wall time, with tensors and with numpy: for a GPU.
+
+    Args:
+        num_envs: batches, one row each.
+        judge: small or densenet169.
+        image_size: pixels a side.
+        images: how many synthetic images are played.
+        ways: how the judge is computed; bf16 and compiled are channels last as well.
+        rounds: how often both sides are measured in turn; the median is reported.
+        steps: of the environment in a measurement.
+        device: auto, cpu, cuda, …
+        out: a CSV file to write beside the table.
+    """
+    from maskaug.benchmarks.device_throughput import DeviceSettings, device_throughput
+
+    settings = DeviceSettings(judge, image_size, images, ways, rounds, steps)
+    device_throughput(settings, num_envs, device, out)
+
+
 #: name → command.
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "retention": bench_retention,
     "maskers": bench_maskers,
     "area": bench_area,
     "throughput": bench_throughput,
+    "device": bench_device,
     "regret": bench_regret,
     "intelligent-masking": bench_intelligent_masking,
 }

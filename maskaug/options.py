@@ -12,6 +12,7 @@ Preset = Literal["default", "published"]
 Arm = Literal[
     "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published"
 ]
+Way = Literal["eager", "channels_last", "bf16", "compiled"]
 MaskerArm = Literal[
     "cutout", "grad_cam", "input_gradient", "gradient", "bagged", "end_to_end", "apga", "apga_judges", "apga_features",
     "distilled",
