@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from maskaug.envs.cache import Progress, cached_array
+from maskaug.envs.cache import cached_array
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.images import MIN_SIDE, read_grey, read_mask, resize, resize_mask
@@ -64,6 +64,7 @@ def load_busi(
     variant: str = "clean",
     task: str = "diagnosis",
     classes: int | str | None = None,
+    workers: int | None = None,
 ) -> ImageDataset:
     """All images of the BUSI folder, unsplit, decoded once into the cache.
 
@@ -77,6 +78,7 @@ def load_busi(
         task: "diagnosis" has the whole pictures with their class. "presence" has square crops with ("present") and
             without ("absent") a lesion, cut at random places, so that no fixed mask can know where the lesion is.
         classes: of "diagnosis": 3 for benign, malignant, normal (default); 2 for benign, malignant alone.
+        workers: threads that decode; None: one for each core.
 
     Returns:
         images (N, channels, S, S) uint8, read-only; regions (N, S, S), the lesions; groups of near-duplicates, numbered
@@ -99,7 +101,10 @@ def load_busi(
         root=folder,
         sources=[path for item in items for path in (item.image, *item.masks)],
         parameters=parameters,
-        build=lambda progress: _build(items, image_size, seed if crops else None, progress),
+        items=items,
+        decode=lambda item: _decode(item, image_size, seed if crops else None),
+        finish=_finish,
+        workers=workers,
     )
     details = cached.details
     n = len(cached.array)
@@ -202,28 +207,30 @@ def _read(item: _Item) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     return image, region
 
 
-def _build(
-    items: Sequence[_Item], size: int, crop_seed: int | None, progress: Progress
-) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    planes: list[npt.NDArray[np.uint8]] = []
-    names: list[str] = []
-    picture: list[int] = []
-    thumbnails = np.empty((len(items), _THUMBNAIL, _THUMBNAIL), np.float32)
-    for i, item in enumerate(progress(items)):
-        image, region = _read(item)
-        thumbnails[i] = resize(image.astype(np.float32), _THUMBNAIL)
-        windows = [None] if crop_seed is None else choose_crops(region, _generator(crop_seed, item.name))
-        for window in windows:
-            part, inside, name = image, region, item.name
-            if window is not None:
-                x, y, side = window
-                part, inside = image[y : y + side, x : x + side], region[y : y + side, x : x + side]
-                name = f"{item.name}@{x},{y},{side}"
-            planes.append(np.stack([resize(part, size), resize_mask(inside, size).astype(np.uint8)]))
-            names.append(name)
-            picture.append(i)
-    groups = near_duplicates(thumbnails)
-    return np.stack(planes), {"names": names, "picture": picture, "group": groups.tolist()}
+def _decode(
+    item: _Item, size: int, crop_seed: int | None
+) -> tuple[npt.NDArray[np.uint8], tuple[list[str], npt.NDArray[np.float32]]]:
+    image, region = _read(item)
+    windows = [None] if crop_seed is None else choose_crops(region, _generator(crop_seed, item.name))
+    planes, names = [np.empty((0, 2, size, size), np.uint8)], []
+    for window in windows:
+        part, inside, name = image, region, item.name
+        if window is not None:
+            x, y, side = window
+            part, inside = image[y : y + side, x : x + side], region[y : y + side, x : x + side]
+            name = f"{item.name}@{x},{y},{side}"
+        planes.append(np.stack([resize(part, size), resize_mask(inside, size).astype(np.uint8)])[None])
+        names.append(name)
+    return np.concatenate(planes), (names, resize(image.astype(np.float32), _THUMBNAIL))
+
+
+def _finish(notes: Sequence[tuple[list[str], npt.NDArray[np.float32]]]) -> dict[str, Any]:
+    groups = near_duplicates(np.stack([thumbnail for _, thumbnail in notes]))
+    return {
+        "names": [name for names, _ in notes for name in names],
+        "picture": [i for i, (names, _) in enumerate(notes) for _ in names],
+        "group": groups.tolist(),
+    }
 
 
 def near_duplicates(

@@ -7,15 +7,16 @@ disk) the images are kept in memory and a `UserWarning` says so.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import filelock
@@ -34,14 +35,6 @@ FORMAT = 1
 T = TypeVar("T")
 
 
-class Progress(Protocol):
-    """Goes through items behind a progress bar, which only a terminal shows."""
-
-    def __call__(self, items: Sequence[T]) -> Iterator[T]:
-        """The items, one after the other."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cached:
     """What `cached_array` returns.
@@ -55,8 +48,8 @@ class Cached:
     details: dict[str, Any]
 
 
-#: Decodes everything: returns (N, …) uint8 with N > 0, and details that JSON can hold.
-Builder = Callable[[Progress], tuple[npt.NDArray[np.uint8], dict[str, Any]]]
+#: One item → its rows, (K, …) uint8 with the same … for all items, and what to note of it. Called from threads.
+Decoder = Callable[[T], tuple[npt.NDArray[np.uint8], Any]]
 
 
 def cache_folder() -> Path:
@@ -66,9 +59,17 @@ def cache_folder() -> Path:
 
 
 def cached_array(
-    name: str, *, root: Path, sources: Iterable[Path], parameters: Mapping[str, Any], build: Builder
+    name: str,
+    *,
+    root: Path,
+    sources: Iterable[Path],
+    parameters: Mapping[str, Any],
+    items: Sequence[T],
+    decode: Decoder[T],
+    finish: Callable[[list[Any]], dict[str, Any]] = lambda notes: {},
+    workers: int | None = None,
 ) -> Cached:
-    """What `build` makes of `sources`, built at most once.
+    """The rows of all `items`, in their order, decoded at most once.
 
     Two processes may ask at the same time: the second waits and uses the first's result. Files of an earlier state of
     the same name, root and parameters are removed when a new one is written.
@@ -76,12 +77,15 @@ def cached_array(
     Args:
         name: the data set's name, part of the file names: letters, digits, `-` and `_`.
         root: the data set's folder.
-        sources: every file below it that `build` reads. A change of path, size or modification time rebuilds.
+        sources: every file below it that `decode` reads. A change of path, size or modification time rebuilds.
         parameters: whatever else decides the result, JSON values only.
-        build: decodes everything; called with a progress bar to run its loop through.
+        items: what `decode` is called with, at least one.
+        decode: see `Decoder`.
+        finish: what was noted of each item → `Cached.details`, JSON values only.
+        workers: threads that decode; None: one for each core.
 
     Raises:
-        DatasetError: a source cannot be looked at. Whatever `build` raises passes through.
+        DatasetError: a source cannot be looked at. Whatever `decode` raises passes through.
     """
     fingerprint = _fingerprint(root, sources, parameters)
     identity = json.dumps([name, str(root.resolve()), dict(parameters)], sort_keys=True)
@@ -101,8 +105,11 @@ def cached_array(
             found = _read(folder, stem, fingerprint)
             if found is not None:
                 return found
-        array, details = build(lambda items: _bar(items, name))
-        array = np.ascontiguousarray(array)
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            decoded = pool.map(decode, items)
+            bar = tqdm(decoded, total=len(items), desc=f"decoding {name}", unit="image", disable=None, leave=False)
+            rows, told = zip(*bar, strict=True)
+        array, details = np.concatenate(rows), finish(list(told))
         if array.dtype != np.uint8 or array.size == 0:
             raise TypeError(f"a cache holds uint8 and at least one value, got {array.dtype} of shape {array.shape}")
         # Through JSON in any case, so that the first reader sees the same types as every later one.
@@ -123,10 +130,6 @@ def cached_array(
     )
     array.setflags(write=False)
     return Cached(array, json.loads(notes))
-
-
-def _bar(items: Sequence[T], name: str) -> Iterator[T]:
-    yield from tqdm(items, desc=f"decoding {name}", unit="image", disable=None, leave=False)
 
 
 def _fingerprint(root: Path, sources: Iterable[Path], parameters: Mapping[str, Any]) -> str:

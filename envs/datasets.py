@@ -211,24 +211,60 @@ class DatasetSpec:
         folder: the data set's usual folder name, looked for below `MASKAUG_DATA`.
         stand_in: the kind of synthetic image that stands in for it.
         options: the loader's own keywords.
+        lister: "module:function", called as `lister(root, **options)` with those options that it has keywords for; it
+            returns a `maskaug.envs.listing.Listing` without opening a picture. None: the data set is no folder of
+            picture files.
     """
 
     loader: str | None
     folder: str
     stand_in: str
     options: frozenset[str] = frozenset()
+    lister: str | None = None
 
+
+#: How pictures are read (`maskaug.envs.images.Reading`); of those with more than 8 bits or several pages, too.
+_READING = ("fit", "max_pixels", "workers")
+_DEEP = ("window", "frame")
 
 _REGISTRY: dict[str, DatasetSpec] = {
     "synthetic": DatasetSpec(None, "", "radiograph", frozenset({"kind", "difficulty", "task", "n"})),
     "busi": DatasetSpec(
-        "maskaug.envs.busi:load_busi", "Dataset_BUSI_with_GT", "ultrasound", frozenset({"variant", "task", "classes"})
+        "maskaug.envs.busi:load_busi",
+        "Dataset_BUSI_with_GT",
+        "ultrasound",
+        frozenset({"variant", "task", "classes", *_READING}),
+        "maskaug.envs.busi:list_busi",
     ),
-    "mura": DatasetSpec("maskaug.envs.mura:load_mura", "MURA-v1.1", "radiograph", frozenset({"body_part"})),
-    "hip_fracture": DatasetSpec(None, "", "radiograph"),
-    "lgg": DatasetSpec(None, "kaggle_3m", "mr"),
-    "medmnist": DatasetSpec(None, "", "radiograph"),
-    "manifest": DatasetSpec(None, "", "radiograph"),
+    "mura": DatasetSpec(
+        "maskaug.envs.mura:load_mura",
+        "MURA-v1.1",
+        "radiograph",
+        frozenset({"body_part", *_READING}),
+        "maskaug.envs.mura:list_mura",
+    ),
+    "hip_fracture": DatasetSpec(
+        "maskaug.envs.manifest:load_hip_fracture",
+        "hip_fracture",
+        "radiograph",
+        frozenset({"manifest", *_READING, *_DEEP}),
+        "maskaug.envs.manifest:list_hip_fracture",
+    ),
+    "lgg": DatasetSpec(
+        "maskaug.envs.lgg:load_lgg",
+        "kaggle_3m",
+        "mr",
+        frozenset({"channel", *_READING}),
+        "maskaug.envs.lgg:list_lgg",
+    ),
+    "medmnist": DatasetSpec("maskaug.envs.medmnist:load_medmnist", "medmnist", "radiograph", frozenset({"flag"})),
+    "manifest": DatasetSpec(
+        "maskaug.envs.manifest:load_manifest",
+        "manifest",
+        "radiograph",
+        frozenset({"manifest", "class_names", *_READING, *_DEEP}),
+        "maskaug.envs.manifest:list_manifest",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -24,6 +25,45 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 _DEEP = ("I", "F")
 
 StrPath = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a picture becomes an array.
+
+    Attributes:
+        size: S, height and width in pixels.
+        channels: 1 (grey) or 3 (the picture's colours; grey repeated).
+        fit: how a picture that is not square becomes so: "stretch", "letterbox" (all of it, with black borders), or
+            "crop" (its middle).
+        window: of more than 8 bits a channel, the values that become 0 and 255: (low, high), or "minmax"; None: such
+            a picture is refused, unless it is a DICOM file, whose own window is taken.
+        frame: of an animated or multi-page file, the one to read; None: such a file is refused.
+        max_pixels: more than this are refused before decoding.
+    """
+
+    size: int
+    channels: int = 1
+    fit: str = "stretch"
+    window: str | tuple[float, float] | None = None
+    frame: int | None = None
+    max_pixels: int = MAX_PIXELS
+
+
+def read_fitted(path: StrPath, reading: Reading) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """One picture as `reading` says, (channels, S, S) uint8, and its own (H, W), upright, before it was fitted.
+
+    Raises:
+        ImageError: see `read_grey`.
+    """
+    image = read_grey(path, reading.max_pixels)
+    h, w = image.shape
+    return np.repeat(resize(image, reading.size)[None], reading.channels, 0), (h, w)
+
+
+def fit_region(mask: npt.NDArray[np.bool_], reading: Reading) -> npt.NDArray[np.bool_]:
+    """A picture's region, (H, W) bool → (S, S), where `read_fitted` puts its pixels."""
+    return resize_mask(mask, reading.size)
 
 
 def read_grey(path: StrPath, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:

@@ -11,20 +11,18 @@ import csv
 import dataclasses
 import itertools
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from maskaug.envs.cache import Progress, cached_array
-from maskaug.envs.datasets import SPLITS, ImageDataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
-from maskaug.envs.images import read_grey, resize
-from maskaug.envs.splits import crossing_groups, deal_groups
+from maskaug.envs.images import Reading, resize
+from maskaug.envs.listing import Entry, Listing
+from maskaug.envs.loading import load_listing
 from maskaug.envs.synthetic import render
 
 CLASSES = ("normal", "abnormal")
@@ -83,62 +81,78 @@ def load_mura(
     channels: int,
     seed: int,
     body_part: str | Sequence[str] = "all",
+    workers: int | None = None,
 ) -> ImageDataset:
     """All images of the MURA folder, with their official parts, decoded once into the cache.
+
+    Args:
+        root: see `list_mura`.
+        image_size: S, height and width in pixels; whole pictures are squeezed to a square, as the authors of APGA do.
+        channels: 1, or 3 with the grey values repeated.
+        seed: of the patients that are carved from the train part for validation.
+        body_part: see `list_mura`.
+        workers: threads that decode; None: one for each core.
+
+    Returns:
+        images (N, channels, S, S) uint8, read-only; labels 0 (normal) and 1 (abnormal), their study's; groups, one
+        number a patient; studies; official parts: valid is the test split, and whole patients, chosen over all body
+        parts, are the validation split. No regions: nobody knows them.
+
+    Raises:
+        DatasetError: see `list_mura`; or a patient is in both parts, or none of the images is there. Those of several
+            that are missing are left out with a `UserWarning`.
+        ImageError: a file cannot be read.
+        ConfigurationError: an unknown body part.
+    """
+    return load_listing(list_mura(root, body_part=body_part), Reading(image_size, channels), seed=seed, workers=workers)
+
+
+def list_mura(root: Path, *, body_part: str | Sequence[str] = "all") -> Listing:
+    """What the MURA folder holds.
 
     The lists say what belongs to the data set, `*_image_paths.csv` or else `*_labeled_studies.csv`, with or without a
     header; a part without either is looked through. Files named `._*` are what macOS leaves behind, and no images.
 
     Args:
         root: `MURA-v1.1` or the folder that holds it. A part of the set will do.
-        image_size: S, height and width in pixels; whole pictures are squeezed to a square, as the authors of APGA do.
-        channels: 1, or 3 with the grey values repeated.
-        seed: of the patients that are carved from the train part for validation.
         body_part: "elbow", "finger", "forearm", "hand", "humerus", "shoulder" or "wrist" (or "XR_ELBOW", …); several of
             them, as a list or with commas between; or "all".
 
-    Returns:
-        images (N, channels, S, S) uint8, read-only; labels 0 (normal) and 1 (abnormal), their study's; groups, the
-        patients' own numbers; studies; official parts: valid is the test split, and whole patients, chosen over all
-        body parts, are the validation split. No regions: nobody knows them.
-
     Raises:
-        DatasetError: the folder is not laid out like MURA, a list has a wrong row, lists and folders disagree, a
-            patient is in both parts, or no image of these body parts is there. Those of several that are missing are
-            left out with a `UserWarning`.
-        ImageError: a file cannot be read.
+        DatasetError: the folder is not laid out like MURA, a list has a wrong row, lists and folders disagree, or
+            there is no image of these body parts.
         ConfigurationError: an unknown body part.
     """
-    chosen = _body_parts(body_part)
+    parts = _body_parts(body_part)
     folder = _folder(Path(root))
     items = sorted({*_part(folder, "train"), *_part(folder, "valid")}, key=lambda item: item.order)
     if not items:
         raise DatasetError(f"{folder} holds no MURA images; {_TREE}")
-    # Before anything is left out: neither the body part nor a file that is missing moves a patient.
-    official = _official(folder, items, seed)
-    studies = np.unique([item.study for item in items], return_inverse=True)[1].astype(np.int64)
-    keep = _present(folder, items, chosen)
-    items = [items[i] for i in keep]
-    cached = cached_array(
-        "mura",
+    chosen = tuple(i for i, item in enumerate(items) if item.body_part in parts)
+    if not chosen:
+        found = sorted({item.body_part for item in items})
+        raise DatasetError(f"{folder} holds no images of {', '.join(parts)}; it has {', '.join(found)}")
+    return Listing(
+        dataset="mura",
+        name="mura" if len(parts) == len(BODY_PARTS) else f"mura-{'+'.join(parts)}",
         root=folder,
-        sources=[folder / item.path for item in items],
-        parameters={"size": image_size, "body_part": chosen},
-        build=lambda progress: _build(folder, items, image_size, progress),
-    )
-    return ImageDataset(
-        name="mura" if len(chosen) == len(BODY_PARTS) else f"mura-{'+'.join(chosen)}",
-        images=np.broadcast_to(cached.array[:, None], (len(items), channels, image_size, image_size)),
-        labels=np.array([item.label for item in items], np.int64),
-        regions=None,
-        groups=np.array([item.patient for item in items], np.int64),
+        entries=tuple(
+            Entry(
+                item.path,
+                folder / item.path,
+                item.label,
+                f"patient{item.patient:09d}",
+                item.study,
+                "train" if item.train else "test",
+            )
+            for item in items
+        ),
         class_names=CLASSES,
-        names=tuple(item.path for item in items),
-        source="mura",
+        chosen=chosen,
+        validation=VALIDATION,
+        tree=_TREE,
         licence=LICENCE,
         citation=CITATION,
-        studies=studies[keep],
-        official=official[keep],
     )
 
 
@@ -225,53 +239,6 @@ def _walk(folder: Path, paths: Iterable[Path], otherwise: list[_Item]) -> list[_
             raise DatasetError(f"{path} does not lie where an image of MURA does, so that it has no label; {_TREE}")
         items.append(item)
     return items or otherwise
-
-
-def _official(folder: Path, items: Sequence[_Item], seed: int) -> npt.NDArray[np.int64]:
-    train = np.array([item.train for item in items])
-    patients = np.array([item.patient for item in items], np.int64)
-    crossing = crossing_groups(patients, train.astype(np.int64))
-    if len(crossing):
-        raise DatasetError(
-            f"{len(crossing)} patients of {folder} are in both train and valid (patient{crossing[0]:05d}, …), so that "
-            "the test split would hold what was learnt from; get the folder from its source again"
-        )
-    official = np.full(len(items), SPLITS.index("test"), np.int64)
-    if train.any():
-        labels = np.array([item.label for item in items], np.int64)
-        # Part 0 stays "train", part 1 becomes "val".
-        official[train] = deal_groups(patients[train], labels[train], seed, (1 - VALIDATION, VALIDATION))
-    return official
-
-
-def _present(folder: Path, items: Sequence[_Item], chosen: Sequence[str]) -> npt.NDArray[np.int64]:
-    wanted = [i for i, item in enumerate(items) if item.body_part in chosen]
-    if not wanted:
-        found = sorted({item.body_part for item in items})
-        raise DatasetError(f"{folder} holds no images of {', '.join(chosen)}; it has {', '.join(found)}")
-    keep = [i for i in wanted if (folder / items[i].path).is_file()]
-    kept = set(keep)
-    missing = [items[i].path for i in wanted if i not in kept]
-    if not keep:
-        raise DatasetError(f"none of the {len(wanted)} listed images ({missing[0]}, …) is in {folder}; {_TREE}")
-    if missing:
-        warnings.warn(
-            f"{len(missing)} of the {len(wanted)} listed images are not in {folder} and are left out: "
-            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}",
-            UserWarning,
-            stacklevel=3,
-        )
-    return np.array(keep, np.int64)
-
-
-def _build(
-    folder: Path, items: Sequence[_Item], size: int, progress: Progress
-) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-    # Filled in place: the whole set at 224 pixels is 2 GB, and a stack of it would need them twice.
-    images = np.empty((len(items), size, size), np.uint8)
-    for i, item in enumerate(progress(items)):
-        images[i] = resize(read_grey(folder / item.path), size)
-    return images, {}
 
 
 def write_example(folder: Path, n: int = 200, seed: int = 0, body_parts: str | Sequence[str] = BODY_PARTS) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from maskaug.envs.cache import Cached, Progress, cache_folder, cached_array
+from maskaug.envs.cache import Cached, cache_folder, cached_array
 from maskaug.envs.errors import DatasetError
 
 
@@ -23,16 +23,27 @@ class Reader:
     def sources(self) -> list[Path]:
         return sorted(self.root.glob("*.txt"))
 
-    def build(self, progress: Progress) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    def decode(self, path: Path) -> tuple[npt.NDArray[np.uint8], str]:
+        return np.full((1, 3, 4), int(path.read_text()), np.uint8), path.name
+
+    def finish(self, notes: list[str]) -> dict[str, Any]:
         self.builds += 1
         with (self.root / "builds.log").open("a") as log:
             log.write("built\n")
         time.sleep(self.slow)
-        planes = [np.full((3, 4), int(path.read_text()), np.uint8) for path in progress(self.sources())]
-        return np.stack(planes), {"names": tuple(path.name for path in self.sources())}
+        return {"names": tuple(notes)}
 
     def load(self, **parameters: Any) -> Cached:
-        return cached_array("toy", root=self.root, sources=self.sources(), parameters=parameters, build=self.build)
+        sources = self.sources()
+        return cached_array(
+            "toy",
+            root=self.root,
+            sources=reversed(sources),
+            parameters=parameters,
+            items=sources,
+            decode=self.decode,
+            finish=self.finish,
+        )
 
 
 @pytest.fixture
@@ -89,9 +100,11 @@ def test_a_changed_source_rebuilds_and_sweeps_the_old_entry(reader: Reader, chan
 
 def test_the_order_of_the_sources_does_not_matter(reader: Reader) -> None:
     reader.load()
-    again = cached_array("toy", root=reader.root, sources=reversed(reader.sources()), parameters={}, build=reader.build)
+    again = cached_array(
+        "toy", root=reader.root, sources=reader.sources(), parameters={}, items=reader.sources(), decode=reader.decode
+    )
     assert len(again.array) == 3
-    assert reader.builds == 1
+    assert len(entries()) == 2
 
 
 @pytest.mark.parametrize("damage", ["half array", "flipped byte", "no array", "half index", "wrong index", "list"])
@@ -162,15 +175,17 @@ def test_a_full_disk_keeps_the_images_in_memory(reader: Reader, monkeypatch: pyt
     assert entries() == []
 
 
-def test_errors_of_the_builder_pass_through(reader: Reader) -> None:
-    def build(progress: Progress) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+def test_errors_of_the_decoder_pass_through(reader: Reader) -> None:
+    def decode(path: Path) -> tuple[npt.NDArray[np.uint8], None]:
         raise DatasetError("no good")
 
+    files = reader.sources()
     with pytest.raises(DatasetError, match="no good"):
-        cached_array("toy", root=reader.root, sources=reader.sources(), parameters={}, build=build)
+        cached_array("toy", root=reader.root, sources=files, parameters={}, items=files, decode=decode)
     assert entries() == []
+    gone = reader.root / "gone.txt"
     with pytest.raises(DatasetError, match=r"gone\.txt"):
-        cached_array("toy", root=reader.root, sources=[reader.root / "gone.txt"], parameters={}, build=build)
+        cached_array("toy", root=reader.root, sources=[gone], parameters={}, items=files, decode=reader.decode)
 
 
 def _load(root: Path, results: Any) -> None:

@@ -1,0 +1,94 @@
+"""What a reader finds on disk before anything is decoded: the images, what is known of them, and what is wrong.
+
+Loading (`maskaug.envs.loading`) and checking (`maskaug data check`) both start from a `Listing`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+#: "error": it cannot be loaded. "warning": loading goes on and says so. "note": told by `maskaug data check` alone.
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One image as folders or lists have it; nobody has looked yet whether its files are there.
+
+    Attributes:
+        name: what to call it in tables and errors: its path below the root.
+        path: the picture's file.
+        label: the place of its class in the listing's `class_names`, or None without labels.
+        group: the patient, or whatever else must not be split.
+        study: the study that it belongs to, or None.
+        split: "train", "val" or "test" by the data set's own division, or None.
+        masks: files whose union is the region.
+        box: the region instead: (x0, y0, x1, y1) in pixels of the upright picture, x1 and y1 exclusive.
+        sha256: of the picture's file, as hexadecimal digits, where the data set gives it.
+    """
+
+    name: str
+    path: Path
+    label: int | None
+    group: str
+    study: str | None = None
+    split: str | None = None
+    masks: tuple[Path, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    sha256: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong.
+
+    Attributes:
+        severity: see `Severity`.
+        kind: one word to count by: "row", "missing", "label", "path", …
+        where: the file, or the list's row.
+        message: the cause and the cure.
+    """
+
+    severity: Severity
+    kind: str
+    where: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """All images of a data set's folder, unsplit, and what is wrong with the folder itself.
+
+    Attributes:
+        dataset: the registered name of the data set ("mura", "lgg", …).
+        name: what tables print.
+        root: the folder that every path lies below.
+        entries: in the order that the images will have.
+        class_names: empty without labels.
+        chosen: the numbers of the entries that are wanted; the others only have a say in who belongs to which part.
+            None: all.
+        problems: what the reader noticed without opening a picture. Files that are missing are looked for later.
+        colour: whether three channels are the pictures' colours; else they are the grey values, three times.
+        regions: whether regions are known; an entry without masks and box then has an empty one.
+        validation: the share of the train part that is carved off for validation, by group, where `Entry.split` says
+            "train" and "test" alone; 0: none.
+        tree: what the folder was expected to look like, for errors.
+        licence: under which terms the images may be used.
+        citation: what to cite.
+    """
+
+    dataset: str
+    name: str
+    root: Path
+    entries: tuple[Entry, ...]
+    class_names: tuple[str, ...]
+    chosen: tuple[int, ...] | None = None
+    problems: tuple[Problem, ...] = ()
+    colour: bool = False
+    regions: bool = False
+    validation: float = 0.0
+    tree: str = ""
+    licence: str = "unknown"
+    citation: str = ""

@@ -1,0 +1,167 @@
+"""`Listing` → `ImageDataset`: find the files, decode each once into the cache, number groups, deal out validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskaug.envs.cache import cached_array
+from maskaug.envs.datasets import SPLITS, ImageDataset
+from maskaug.envs.errors import DatasetError
+from maskaug.envs.images import Reading, fit_region, read_fitted, read_mask
+from maskaug.envs.listing import Entry, Listing, Problem
+from maskaug.envs.splits import crossing_groups, deal_groups
+
+
+def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: int | None = None) -> ImageDataset:
+    """Decode the images of a listing; what is missing is left out with a `UserWarning`.
+
+    Args:
+        listing: what a reader found.
+        reading: how a picture becomes an array.
+        seed: of the groups that are carved from the train part for validation.
+        workers: threads that decode; None: one for each core.
+
+    Returns:
+        images (N, reading.channels, S, S) uint8, read-only, in the listing's order; regions if it knows them.
+
+    Raises:
+        DatasetError: a problem that is an error, no image at all, or a group in more than one official part.
+        ImageError: a file cannot be read.
+    """
+    _tell(listing)
+    if not listing.entries:
+        raise DatasetError(f"{listing.root} holds no images of {listing.dataset}; {listing.tree}")
+    entries = listing.entries
+    groups = _numbers([entry.group for entry in entries])
+    # Before anything is left out: a file that is missing moves nobody to another part.
+    official = official_parts(listing, groups, seed)
+    labelled = [entry.label for entry in entries if entry.label is not None]
+    studied = [entry.study or "" for entry in entries]
+    studies = _numbers(studied) if any(studied) else None
+    keep = present(listing)
+    chosen = [entries[i] for i in keep]
+    stored = reading if listing.colour else dataclasses.replace(reading, channels=1)
+    cached = cached_array(
+        listing.dataset,
+        root=listing.root,
+        sources=[path for entry in chosen for path in (entry.path, *entry.masks)],
+        parameters={"reading": dataclasses.asdict(stored), "boxes": [entry.box for entry in chosen if entry.box]},
+        items=chosen,
+        decode=lambda entry: (decode(entry, stored, listing.regions)[None], None),
+        workers=workers,
+    )
+    return ImageDataset(
+        name=listing.name,
+        images=np.broadcast_to(
+            cached.array[:, : stored.channels], (len(chosen), reading.channels, reading.size, reading.size)
+        ),
+        labels=np.array([entry.label for entry in chosen], np.int64) if labelled else None,
+        regions=cached.array[:, -1].view(np.bool_) if listing.regions else None,
+        groups=groups[keep],
+        class_names=listing.class_names,
+        names=tuple(entry.name for entry in chosen),
+        source=listing.dataset,
+        licence=listing.licence,
+        citation=listing.citation,
+        studies=None if studies is None else studies[keep],
+        official=None if official is None else official[keep],
+    )
+
+
+def decode(entry: Entry, reading: Reading, regions: bool) -> npt.NDArray[np.uint8]:
+    """One image, (channels, S, S) uint8; with `regions` one plane more, its region as 0 and 1.
+
+    Raises:
+        ImageError: a file cannot be read, or the mask's size is not the picture's.
+    """
+    image, shape = read_fitted(entry.path, reading)
+    if not regions:
+        return image
+    region = np.zeros(shape, np.bool_)
+    for path in entry.masks:
+        mask = read_mask(path, reading.max_pixels)
+        if mask.shape != shape:
+            raise DatasetError(f"{path} is {mask.shape} pixels, but its image {shape}; are both from one copy?")
+        region |= mask
+    if entry.box is not None:
+        x0, y0, x1, y1 = (round(value) for value in entry.box)
+        region[max(0, y0) : y1, max(0, x0) : x1] = True
+    return np.concatenate([image, fit_region(region, reading)[None].astype(np.uint8)])
+
+
+def official_parts(listing: Listing, groups: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64] | None:
+    """The place in `SPLITS` of each entry's part by the data set's own division, (N,); None if it has none.
+
+    Raises:
+        DatasetError: a group has images in more than one part.
+    """
+    splits = [entry.split for entry in listing.entries]
+    if not any(splits):
+        return None
+    official = np.array([SPLITS.index(split or "train") for split in splits], np.int64)
+    if len(crossing := crossing_groups(groups, official)):
+        names = sorted({entry.group for entry, n in zip(listing.entries, groups, strict=True) if n in crossing[:3]})
+        raise DatasetError(
+            f"{len(crossing)} patients of {listing.root} are in more than one part ({', '.join(names)}, …), so that "
+            f"the test split would hold what was learnt from; `maskaug data check {listing.dataset}` lists them"
+        )
+    train = official == SPLITS.index("train")
+    if listing.validation and train.any() and SPLITS.index("val") not in official:
+        labels = np.array([entry.label or 0 for entry in listing.entries], np.int64)
+        # Part 0 stays "train", part 1 becomes "val".
+        official[train] = deal_groups(groups[train], labels[train], seed, (1 - listing.validation, listing.validation))
+    return official
+
+
+def present(listing: Listing) -> npt.NDArray[np.int64]:
+    """The numbers of the entries all of whose files are there; of the others a `UserWarning` tells.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    gone: list[str] = []
+    keep = []
+    wanted = range(len(listing.entries)) if listing.chosen is None else listing.chosen
+    for i in wanted:
+        entry = listing.entries[i]
+        missing = [path for path in (entry.path, *entry.masks) if not path.is_file()]
+        gone += [str(path.relative_to(listing.root)) for path in missing]
+        if not missing:
+            keep.append(i)
+    if not keep:
+        raise DatasetError(
+            f"none of the {len(wanted)} listed images ({gone[0]}, …) is in {listing.root}; {listing.tree}"
+        )
+    if gone:
+        warnings.warn(
+            f"{len(wanted) - len(keep)} of the {len(wanted)} listed images are left out, as files are not in "
+            f"{listing.root}: {', '.join(gone[:3])}{', …' if len(gone) > 3 else ''}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return np.array(keep, np.int64)
+
+
+def _tell(listing: Listing) -> None:
+    errors = [problem for problem in listing.problems if problem.severity == "error"]
+    if errors:
+        raise DatasetError(_sentence(errors, listing.dataset))
+    told = [problem for problem in listing.problems if problem.severity == "warning"]
+    if told:
+        warnings.warn(_sentence(told, listing.dataset), UserWarning, stacklevel=4)
+
+
+def _sentence(problems: Sequence[Problem], dataset: str) -> str:
+    first = problems[0]
+    more = f" (and {len(problems) - 1} more: `maskaug data check {dataset}` lists them)" if len(problems) > 1 else ""
+    return f"{first.where}: {first.message}{more}"
+
+
+def _numbers(values: Sequence[Any]) -> npt.NDArray[np.int64]:
+    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
