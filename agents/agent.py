@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -167,6 +168,11 @@ class MaskAgent(ABC):
             raise ConfigurationError("this agent was loaded without an environment; load it with env=… to train it")
         if total_timesteps < 1:
             raise ConfigurationError(f"total_timesteps={total_timesteps} must be at least 1")
+        if self.env.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise ConfigurationError(
+                f"this environment was made with autoreset_mode={self.env.autoreset_mode.name!r}, and agents here play "
+                "'SAME_STEP'; leave autoreset_mode out"
+            )
         self.check_env(self.env)
         self.check_length(total_timesteps)
         demands = functools.partial(self._demands, self.env)

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -98,6 +99,11 @@ def as_vec_env(env: gym.vector.VectorEnv[Any, Any, Any]) -> MaskVecEnv:
         raise ConfigurationError(
             f"as_vec_env takes MaskAug's native vector environments, got {type(inner).__name__}; make one with "
             "gym.make_vec('MaskAug-…-v0', num_envs=N)"
+        )
+    if inner.autoreset_mode != AutoresetMode.SAME_STEP:
+        raise ConfigurationError(
+            f"Stable-Baselines3 resets in the same step, and this environment has autoreset_mode="
+            f"{inner.autoreset_mode.name!r}; make it with 'SAME_STEP', the default"
         )
     return MaskVecEnv(inner)
 
