@@ -275,14 +275,19 @@ def register_dataset(name: str, spec: DatasetSpec) -> None:
     _REGISTRY[name] = spec
 
 
+def dataset_names() -> tuple[str, ...]:
+    """All registered names, in the order of the alphabet."""
+    return tuple(sorted(_REGISTRY))
+
+
 def dataset_options(name: str) -> frozenset[str]:
     """The keywords that only data set `name` knows."""
-    return _spec(name).options
+    return dataset_spec(name).options
 
 
 def find_root(name: str, root: str | os.PathLike[str] | None) -> Path | None:
     """The folder of data set `name`: the `root` that was given, else `MASKAUG_DATA/<its usual folder>`, else None."""
-    spec = _spec(name)
+    spec = dataset_spec(name)
     if root is not None:
         path = Path(root).expanduser()
         if name == "synthetic":
@@ -332,7 +337,7 @@ def load_dataset(
         DatasetError: the folder is not what was expected.
         ConfigurationError: an unknown name, split or option, or an `n_shot` that the training split cannot give.
     """
-    spec = _spec(name)
+    spec = dataset_spec(name)
     if split not in (*SPLITS, "all"):
         raise ConfigurationError(f"split={split!r} is unknown; use one of {(*SPLITS, 'all')}")
     if channels not in (1, 3):
@@ -388,14 +393,19 @@ def _load_parts(key: tuple[str, str | None, int, int, int], options: tuple[tuple
         from maskaug.envs.synthetic import make_synthetic
 
         return make_synthetic(image_size=image_size, channels=channels, seed=seed, **dict(options))
-    reader = _spec(name).loader
+    reader = dataset_spec(name).loader
     assert reader is not None
     module, function = reader.split(":")
     loader: Callable[..., ImageDataset] = getattr(importlib.import_module(module), function)
     return loader(Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
 
 
-def _spec(name: str) -> DatasetSpec:
+def dataset_spec(name: str) -> DatasetSpec:
+    """How data set `name` is found and read.
+
+    Raises:
+        ConfigurationError: there is none of this name.
+    """
     if name not in _REGISTRY:
         raise ConfigurationError(f"unknown data set {name!r}; known are {', '.join(sorted(_REGISTRY))}")
     return _REGISTRY[name]

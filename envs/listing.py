@@ -6,8 +6,15 @@ Loading (`maskaug.envs.loading`) and checking (`maskaug data check`) both start 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from maskaug.envs.datasets import dataset_spec, find_root
+from maskaug.envs.errors import ConfigurationError, DatasetError
 
 #: "error": it cannot be loaded. "warning": loading goes on and says so. "note": told by `maskaug data check` alone.
 Severity = Literal["error", "warning", "note"]
@@ -92,3 +99,60 @@ class Listing:
     tree: str = ""
     licence: str = "unknown"
     citation: str = ""
+
+
+def list_dataset(name: str, root: str | os.PathLike[str] | None = None, **options: Any) -> Listing:
+    """What lies in the folder of a named data set. Never its stand-in.
+
+    Args:
+        name: a registered data set that is a folder of picture files.
+        root: its folder; None: looked for below `MASKAUG_DATA`.
+        **options: those of the data set's options that choose among its images (`listing_options`).
+
+    Raises:
+        DatasetError: no folder, or not what was expected there.
+        ConfigurationError: an unknown name or option, or a data set that is no folder of picture files.
+    """
+    known = listing_options(name)
+    if unknown := set(options) - known:
+        raise ConfigurationError(
+            f"unknown option {', '.join(sorted(unknown))} for listing the data set {name!r}; it knows "
+            f"{', '.join(sorted(known)) or 'no options'}"
+        )
+    return _lister(name)(dataset_folder(name, root), **options)
+
+
+def listing_options(name: str) -> frozenset[str]:
+    """The keywords of a data set's lister.
+
+    Raises:
+        ConfigurationError: an unknown name, or a data set that is no folder of picture files.
+    """
+    return frozenset(inspect.signature(_lister(name)).parameters) - {"root"}
+
+
+def dataset_folder(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+    """`find_root`, where real data is needed.
+
+    Raises:
+        DatasetError: there is none.
+        ConfigurationError: an unknown name, or synthetic images, which no folder holds.
+    """
+    if name == "synthetic":
+        raise ConfigurationError("synthetic images are drawn, so that there is nothing to list or check; name another")
+    path = find_root(name, root)
+    if path is None:
+        raise DatasetError(
+            f"no data of {name!r} was found; give its folder as root (--root), or set MASKAUG_DATA to the folder that "
+            f"holds {dataset_spec(name).folder!r}"
+        )
+    return path
+
+
+def _lister(name: str) -> Callable[..., Listing]:
+    lister = dataset_spec(name).lister
+    if lister is None:
+        raise ConfigurationError(f"{name!r} is no folder of picture files, and cannot be listed; load it instead")
+    module, function = lister.split(":")
+    found: Callable[..., Listing] = getattr(importlib.import_module(module), function)
+    return found

@@ -1,0 +1,302 @@
+"""Whether a data set can be trusted: everything is read once, and what is wrong is reported.
+
+`maskaug data check` prints what `check_dataset` returns. The sources are read, never the cache, through the functions
+that loading uses. An "error" is what makes loading fail or a score wrong, a "warning" what may, a "note" is for
+information. "Across" parts means: in two parts of the data set's own division, or in two groups of a part that is dealt
+out by group, which some seed puts on two sides.
+
+| kind | severity | what |
+|---|---|---|
+| listing | error | the reader does not accept the folder at all |
+| what the reader says | the reader's own | what it noticed without opening a picture (`Listing.problems`) |
+| missing | error | a listed file is not there (loading warns, and leaves the image out) |
+| unreadable | error | a picture or mask cannot be decoded |
+| mask | error | a mask or a box does not fit its picture |
+| sha256 | error | a file is not the one that the list means |
+| patient_across_parts | error | a group has images in two official parts |
+| duplicate_across_parts | error | the same pixels in two parts, or in two groups that may come into two parts |
+| near_duplicate_across_parts | error | pictures that look the same in two official parts |
+| label_conflict | error | the same pixels with two labels, both played |
+| label_conflict_left_out | warning | the same, but the reader leaves them out |
+| empty_part | error | a part without images: loading it fails |
+| empty_class | error | a class without images, in all or in train |
+| few_images | warning | a class with less than 2 images in a part |
+| duplicate | warning | the same pixels more than once, in one group or one official part |
+| near_duplicate | warning | pictures of two groups that look the same |
+| empty_region | warning | a mask or box that marks nothing, in a class that has regions |
+| blank | warning | a picture of one brightness |
+
+Pictures of one group are not searched for near-duplicates: they never come into two parts, and neighbouring slices of
+one volume all look the same. "The same pixels" are those of the pictures squeezed to 256×256.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from maskaug.envs.consistency import Images, inconsistencies
+from maskaug.envs.datasets import FRACTIONS, SPLITS, dataset_spec, load_dataset
+from maskaug.envs.duplicates import Fingerprint, fingerprint
+from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
+from maskaug.envs.findings import Finding, Item, Report, count_images, finding, ordered
+from maskaug.envs.images import Reading
+from maskaug.envs.listing import Entry, Listing, Severity, dataset_folder, list_dataset, listing_options
+from maskaug.envs.loading import decode, official_parts
+from maskaug.envs.splits import crossing_groups, deal_groups
+
+#: Sides, in pixels, that pictures and arrays are compared at.
+SIDE, ARRAY_SIDE = 256, 64
+#: Options that decide whether a picture can be read, besides those that choose pictures.
+_READING = {"window", "frame", "max_pixels"}
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def check_dataset(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    **options: Any,
+) -> Report:
+    """Read everything that data set `name` has in its folder, once, and report what is wrong.
+
+    Args:
+        name: a registered data set; not "synthetic", which is drawn.
+        root: its folder; None: looked for below `MASKAUG_DATA`.
+        seed: of what is dealt out by group; the counts are those of `load_dataset(…, seed=seed)`.
+        workers: threads that decode; None: one for each core.
+        **options: those of the data set's that choose its images (`body_part`, `channel`, `manifest`, …) or decide
+            whether they can be read (`window`, `frame`, `max_pixels`).
+
+    Raises:
+        DatasetError: there is no such folder. What is wrong inside it is reported.
+        ConfigurationError: an unknown name, option or value, or nothing to check.
+    """
+    _validate(seed, workers)
+    folder = dataset_folder(name, root)
+    spec = dataset_spec(name)
+    choosing = spec.options if spec.lister is None else listing_options(name)
+    known = choosing | (spec.options & _READING)
+    if unknown := set(options) - known:
+        raise ConfigurationError(
+            f"unknown option {', '.join(sorted(unknown))} for checking the data set {name!r}; it knows "
+            f"{', '.join(sorted(known)) or 'no options'}"
+        )
+    try:
+        if spec.lister is None:
+            return _check_arrays(name, folder, seed, workers, options)
+        reading = Reading(SIDE, **{key: value for key, value in options.items() if key not in choosing})
+        listing = list_dataset(name, folder, **{key: value for key, value in options.items() if key in choosing})
+    except (DatasetError, ImageError) as error:
+        return _refused(name, folder, seed, error)
+    return dataclasses.replace(check_listing(listing, reading, seed=seed, workers=workers), root=str(folder))
+
+
+def check_listing(
+    listing: Listing, reading: Reading | None = None, *, seed: int = 0, workers: int | None = None
+) -> Report:
+    """The same for what a reader has listed.
+
+    Args:
+        listing: what a reader found.
+        reading: how pictures are read; None: each as a whole, at `SIDE` pixels.
+        seed: see `check_dataset`.
+        workers: see `check_dataset`.
+    """
+    _validate(seed, workers)
+    reading = Reading(SIDE, channels=3 if listing.colour else 1) if reading is None else reading
+    entries = listing.entries
+    chosen = list(range(len(entries)) if listing.chosen is None else listing.chosen)
+    report = Report(listing.dataset, str(listing.root), "none", seed, len(chosen), (), ())
+    findings = _noticed(listing)
+    _, groups = np.unique([entry.group for entry in entries], return_inverse=True)
+    official, division, crossing = _parts(listing, groups, seed)
+    findings += crossing
+    gone = [[path for path in (entries[i].path, *entries[i].masks) if not path.is_file()] for i in chosen]
+    findings += finding("missing", [Item((_below(path, listing),)) for paths in gone for path in paths])
+    there = [i for i, missing in zip(chosen, gone, strict=True) if not missing]
+    seen = _each(lambda i: _look(entries[i], listing, reading), there, listing.dataset, workers)
+    for kind in ("unreadable", "mask", "sha256"):
+        findings += finding(kind, [look.item for look in seen if isinstance(look, _Trouble) and look.kind == kind])
+    looks = [(i, look) for i, look in zip(there, seen, strict=True) if not isinstance(look, _Trouble)]
+    if not looks:
+        return dataclasses.replace(report, findings=ordered(findings))
+    keep = np.array([i for i, _ in looks])
+    labels = _labels(listing, looks)
+    findings += _empty_regions(listing, looks, labels)
+    part = deal_groups(groups[keep], labels, seed, FRACTIONS) if official is None else official[keep]
+    published = np.array([SPLITS.index(entries[i].split or "train") for i in keep], np.int64)
+    images = Images(
+        names=tuple(entries[i].name for i in keep),
+        files=tuple(look.file for _, look in looks),
+        prints=tuple(look.print for _, look in looks),
+        labels=labels,
+        class_names=listing.class_names,
+        groups=groups[keep],
+        published=published,
+        dealt=published == 0 if division == "carved" else np.full(len(keep), division == "groups"),
+        part=part,
+        played=np.ones(len(keep), np.bool_),
+    )
+    studied = [entry.study or "" for entry in entries]
+    studies = np.unique(studied, return_inverse=True)[1][keep] if any(studied) else None
+    return dataclasses.replace(
+        report,
+        division=division,
+        counts=count_images(part, labels, images.groups, studies, listing.class_names),
+        findings=ordered([*findings, *inconsistencies(images)]),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """A picture that could be read; `marked`: whether its region is not empty, None if regions are not known."""
+
+    file: bytes
+    print: Fingerprint
+    marked: bool | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Trouble:
+    kind: str
+    item: Item
+
+
+def _look(entry: Entry, listing: Listing, reading: Reading) -> _Look | _Trouble:
+    try:
+        with entry.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        if entry.sha256 is not None and digest.hexdigest() != entry.sha256.lower():
+            return _Trouble("sha256", Item((entry.name,), f"is {digest.hexdigest()}, expected {entry.sha256}"))
+        planes = decode(entry, reading, listing.regions)
+    except OSError as error:
+        return _Trouble("unreadable", Item((entry.name,), error.strerror or "cannot be opened"))
+    except ImageError as error:
+        return _Trouble("unreadable", Item((_below(Path(error.path), listing),), error.reason))
+    except DatasetError as error:
+        return _Trouble("mask", Item((entry.name,), str(error)))
+    if not listing.regions:
+        return _Look(digest.digest(), fingerprint(planes), None)
+    return _Look(digest.digest(), fingerprint(planes[:-1]), bool(planes[-1].any()))
+
+
+def _each(function: Callable[[T], R], items: Sequence[T], name: str, workers: int | None) -> list[R]:
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        done = pool.map(function, items)
+        return list(tqdm(done, total=len(items), desc=f"checking {name}", unit="image", disable=None, leave=False))
+
+
+def _noticed(listing: Listing) -> list[Finding]:
+    kinds: dict[tuple[Severity, str], list[Item]] = {}
+    for problem in listing.problems:
+        kinds.setdefault((problem.severity, problem.kind), []).append(Item((problem.where,), problem.message))
+    consequence = {
+        "error": "the reader says; loading fails",
+        "warning": "the reader says; loading warns, and goes on",
+        "note": "the reader says",
+    }
+    return [Finding(severity, kind, consequence[severity], tuple(items)) for (severity, kind), items in kinds.items()]
+
+
+def _parts(
+    listing: Listing, groups: npt.NDArray[np.int64], seed: int
+) -> tuple[npt.NDArray[np.int64] | None, str, list[Finding]]:
+    """Parts of all entries and who made them, as loading has them; and the patients that are in several."""
+    splits = [entry.split for entry in listing.entries]
+    if not any(splits):
+        return None, "groups", []
+    published = np.array([SPLITS.index(split or "train") for split in splits], np.int64)
+    crossing = crossing_groups(groups, published)
+    if not len(crossing):
+        parts = official_parts(listing, groups, seed)
+        return parts, "official" if parts is None or (parts == published).all() else "carved", []
+    items = []
+    for number in crossing:
+        inside = np.flatnonzero(groups == number)
+        counts = np.bincount(published[inside], minlength=len(SPLITS))
+        told = ", ".join(f"{count} in {split}" for split, count in zip(SPLITS, counts, strict=True) if count)
+        items.append(Item((listing.entries[inside[0]].group,), told))
+    return published, "official", finding("patient_across_parts", items)
+
+
+def _labels(listing: Listing, looks: Sequence[tuple[int, _Look]]) -> npt.NDArray[np.int64] | None:
+    labels = [listing.entries[i].label for i, _ in looks]
+    if listing.class_names and listing.regions and all(label is None for label in labels):
+        return np.array([look.marked for _, look in looks], np.int64)
+    return None if None in labels else np.array(labels, np.int64)
+
+
+def _empty_regions(
+    listing: Listing, looks: Sequence[tuple[int, _Look]], labels: npt.NDArray[np.int64] | None
+) -> list[Finding]:
+    if not listing.regions or labels is None:
+        return []
+    marked = np.array([look.marked for _, look in looks], np.bool_)
+    outlined = np.array([bool(listing.entries[i].masks or listing.entries[i].box) for i, _ in looks], np.bool_)
+    lesions = np.isin(labels, np.unique(labels[marked]))
+    empty = lesions & outlined & ~marked
+    return finding(
+        "empty_region",
+        [Item((listing.entries[i].name,)) for (i, _), wrong in zip(looks, empty, strict=True) if wrong],
+    )
+
+
+def _check_arrays(name: str, folder: Path, seed: int, workers: int | None, options: dict[str, Any]) -> Report:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        data = load_dataset(name, root=folder, split="all", image_size=ARRAY_SIDE, seed=seed, **options)
+    heard = tuple(Item((str(folder),), str(warning.message)) for warning in told)
+    findings = [Finding("warning", "loading", "said while loading", heard)] if heard else []
+    prints = _each(lambda i: fingerprint(data.images[i]), range(len(data)), name, workers)
+    part = data.splits(seed) if data.official is None else data.official
+    images = Images(
+        names=data.names,
+        files=None,
+        prints=tuple(prints),
+        labels=data.labels,
+        class_names=data.class_names,
+        groups=data.groups,
+        published=np.zeros(len(data), np.int64) if data.official is None else data.official,
+        dealt=np.full(len(data), data.official is None),
+        part=part,
+        played=np.ones(len(data), np.bool_),
+    )
+    return Report(
+        name,
+        str(folder),
+        "groups" if data.official is None else "official",
+        seed,
+        len(data),
+        count_images(part, data.labels, data.groups, data.studies, data.class_names),
+        ordered([*findings, *inconsistencies(images)]),
+    )
+
+
+def _refused(name: str, folder: Path, seed: int, error: Exception) -> Report:
+    return Report(name, str(folder), "none", seed, 0, (), tuple(finding("listing", [Item((str(folder),), str(error))])))
+
+
+def _below(path: Path, listing: Listing) -> str:
+    return path.relative_to(listing.root).as_posix() if path.is_relative_to(listing.root) else str(path)
+
+
+def _validate(seed: int, workers: int | None) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigurationError(f"seed={seed!r} must be an integer of at least 0")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ConfigurationError(f"workers={workers!r} must be an integer of at least 1, or be left out")
