@@ -206,8 +206,7 @@ class DatasetSpec:
 
     Attributes:
         loader: "module:function", called as `loader(root, image_size=…, channels=…, seed=…, **options)`; it returns
-            every image, unsplit, with `official` if the data set has its own division. None: no reader for real files
-            yet.
+            every image, unsplit, with `official` if the data set has its own division. None: drawn, not read.
         folder: the data set's usual folder name, looked for below `MASKAUG_DATA`.
         stand_in: the kind of synthetic image that stands in for it.
         options: the loader's own keywords.
@@ -257,7 +256,9 @@ _REGISTRY: dict[str, DatasetSpec] = {
         frozenset({"channel", *_READING}),
         "maskaug.envs.lgg:list_lgg",
     ),
-    "medmnist": DatasetSpec("maskaug.envs.medmnist:load_medmnist", "medmnist", "radiograph", frozenset({"flag"})),
+    "medmnist": DatasetSpec(
+        "maskaug.envs.medmnist:load_medmnist", "medmnist", "radiograph", frozenset({"flag", "workers"})
+    ),
     "manifest": DatasetSpec(
         "maskaug.envs.manifest:load_manifest",
         "manifest",
@@ -290,13 +291,8 @@ def find_root(name: str, root: str | os.PathLike[str] | None) -> Path | None:
     spec = dataset_spec(name)
     if root is not None:
         path = Path(root).expanduser()
-        if name == "synthetic":
-            raise DatasetError(f"root={str(path)!r} was given, but synthetic images are drawn, not read; leave it out")
         if spec.loader is None:
-            raise DatasetError(
-                f"root={str(path)!r} was given, but this version has no reader for {name!r} yet; leave root out to "
-                "play on its synthetic stand-in, or pass dataset=ImageDataset(...)"
-            )
+            raise DatasetError(f"root={str(path)!r} was given, but {name} images are drawn, not read; leave it out")
         if not path.is_dir():
             raise DatasetError(f"root={str(path)!r} is not a folder; expected the {spec.folder!r} folder of {name!r}")
         return path
@@ -331,7 +327,7 @@ def load_dataset(
             whole. Not together with "all", which holds them.
         seed: of the split, of synthetic images, of random crops, and of the images of each class.
         **options: the data set's own (`kind`, `difficulty`, `task`, `n` for synthetic; `variant`, `task`, `classes` for
-            busi; `body_part` for mura).
+            busi; `body_part` for mura; `channel` for lgg; `flag` for medmnist).
 
     Raises:
         DatasetError: the folder is not what was expected.

@@ -56,9 +56,10 @@ def read_fitted(path: StrPath, reading: Reading) -> tuple[npt.NDArray[np.uint8],
     Raises:
         ImageError: see `read_grey`.
     """
-    image = read_grey(path, reading.max_pixels)
-    h, w = image.shape
-    return np.repeat(resize(image, reading.size)[None], reading.channels, 0), (h, w)
+    mode = "L" if reading.channels == 1 else "RGB"
+    image = np.atleast_3d(np.array(_opaque(_decode(path, reading.max_pixels, deep=False)).convert(mode), np.uint8))
+    h, w, c = image.shape
+    return np.stack([resize(np.ascontiguousarray(image[..., i]), reading.size) for i in range(c)]), (h, w)
 
 
 def fit_region(mask: npt.NDArray[np.bool_], reading: Reading) -> npt.NDArray[np.bool_]:

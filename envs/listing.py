@@ -78,6 +78,9 @@ class Listing:
             None: all.
         problems: what the reader noticed without opening a picture. Files that are missing are looked for later.
         colour: whether three channels are the pictures' colours; else they are the grey values, three times.
+        plane: the one of the pictures' red (0), green (1) and blue (2) that is read as their grey; None: luma.
+        label_from_region: no entry has a label; it is 1 where the region marks a pixel of the picture, else 0, so that
+            the classes are only known once the masks are read (`maskaug.envs.loading.decode`).
         regions: whether regions are known; an entry without masks and box then has an empty one.
         validation: the share of the train part that is carved off for validation, by group, where `Entry.split` says
             "train" and "test" alone; 0: none.
@@ -94,6 +97,8 @@ class Listing:
     chosen: tuple[int, ...] | None = None
     problems: tuple[Problem, ...] = ()
     colour: bool = False
+    plane: int | None = None
+    label_from_region: bool = False
     regions: bool = False
     validation: float = 0.0
     tree: str = ""

@@ -47,21 +47,32 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
     keep = present(listing)
     chosen = [entries[i] for i in keep]
     stored = reading if listing.colour else dataclasses.replace(reading, channels=1)
+
+    def row(entry: Entry) -> tuple[npt.NDArray[np.uint8], bool]:
+        planes, marked = decode(entry, stored, listing)
+        return planes[None], marked
+
     cached = cached_array(
         listing.dataset,
         root=listing.root,
         sources=[path for entry in chosen for path in (entry.path, *entry.masks)],
-        parameters={"reading": dataclasses.asdict(stored), "boxes": [entry.box for entry in chosen if entry.box]},
+        parameters={
+            "reading": dataclasses.asdict(stored),
+            "boxes": [entry.box for entry in chosen if entry.box],
+            "plane": listing.plane,
+        },
         items=chosen,
-        decode=lambda entry: (decode(entry, stored, listing.regions)[None], None),
+        decode=row,
+        finish=lambda notes: {"marked": notes} if listing.label_from_region else {},
         workers=workers,
     )
+    labels = cached.details["marked"] if listing.label_from_region else [entry.label for entry in chosen]
     return ImageDataset(
         name=listing.name,
         images=np.broadcast_to(
             cached.array[:, : stored.channels], (len(chosen), reading.channels, reading.size, reading.size)
         ),
-        labels=np.array([entry.label for entry in chosen], np.int64) if labelled else None,
+        labels=np.array(labels, np.int64) if labelled or listing.label_from_region else None,
         regions=cached.array[:, -1].view(np.bool_) if listing.regions else None,
         groups=groups[keep],
         class_names=listing.class_names,
@@ -74,15 +85,24 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
     )
 
 
-def decode(entry: Entry, reading: Reading, regions: bool) -> npt.NDArray[np.uint8]:
-    """One image, (channels, S, S) uint8; with `regions` one plane more, its region as 0 and 1.
+def decode(entry: Entry, reading: Reading, listing: Listing) -> tuple[npt.NDArray[np.uint8], bool]:
+    """One image of a listing, (channels, S, S) uint8; where regions are known one plane more, its region as 0 and 1.
+
+    Returns:
+        The planes; and whether the region marks a pixel of the picture, before it is fitted: what a crop cuts away
+        counts, too. Without regions False.
 
     Raises:
-        ImageError: a file cannot be read, or the mask's size is not the picture's.
+        ImageError: a file cannot be read.
+        DatasetError: a mask's size is not the picture's.
     """
-    image, shape = read_fitted(entry.path, reading)
-    if not regions:
-        return image
+    if listing.plane is None:
+        image, shape = read_fitted(entry.path, reading)
+    else:
+        colours, shape = read_fitted(entry.path, dataclasses.replace(reading, channels=3))
+        image = colours[listing.plane][None]
+    if not listing.regions:
+        return image, False
     region = np.zeros(shape, np.bool_)
     for path in entry.masks:
         mask = read_mask(path, reading.max_pixels)
@@ -92,7 +112,7 @@ def decode(entry: Entry, reading: Reading, regions: bool) -> npt.NDArray[np.uint
     if entry.box is not None:
         x0, y0, x1, y1 = (round(value) for value in entry.box)
         region[max(0, y0) : y1, max(0, x0) : x1] = True
-    return np.concatenate([image, fit_region(region, reading)[None].astype(np.uint8)])
+    return np.concatenate([image, fit_region(region, reading)[None].astype(np.uint8)]), bool(region.any())
 
 
 def official_parts(listing: Listing, groups: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64] | None:
