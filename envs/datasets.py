@@ -47,6 +47,7 @@ class ImageDataset:
         studies: (N,) int64; images of one study, which doctors judge together, share a number. None if unknown.
         official: (N,) int64, the place in `SPLITS` of the part that each image belongs to by the data set's own
             division; None: it has none, and is split by group.
+        study_names: what to call study 0, 1, …, for tables; empty: by their numbers.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ImageDataset:
     citation: str = ""
     studies: npt.NDArray[np.int64] | None = None
     official: npt.NDArray[np.int64] | None = None
+    study_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -86,6 +88,10 @@ class ImageDataset:
                 f"labels run from {self.labels.min()} to {self.labels.max()}, but there are {len(self.class_names)} "
                 f"class names {self.class_names}; labels must be 0 … classes − 1"
             )
+        if self.study_names and (
+            self.studies is None or not 0 <= self.studies.min() <= self.studies.max() < len(self.study_names)
+        ):
+            raise DatasetError(f"{len(self.study_names)} study names need studies that are numbers of these, from 0")
         if self.official is not None:
             if not (self.official.min() >= 0 and self.official.max() < len(SPLITS)):
                 raise DatasetError(f"official must hold places in {SPLITS}, 0 … {len(SPLITS) - 1}")

@@ -82,6 +82,7 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
         citation=listing.citation,
         studies=None if studies is None else studies[keep],
         official=None if official is None else official[keep],
+        study_names=tuple(sorted(set(studied))) if studies is not None else (),
     )
 
 
@@ -127,8 +128,9 @@ def official_parts(listing: Listing, groups: npt.NDArray[np.int64], seed: int) -
     official = np.array([SPLITS.index(split or "train") for split in splits], np.int64)
     if len(crossing := crossing_groups(groups, official)):
         names = sorted({entry.group for entry, n in zip(listing.entries, groups, strict=True) if n in crossing[:3]})
+        more = ", …" if len(crossing) > 3 else ""
         raise DatasetError(
-            f"{len(crossing)} patients of {listing.root} are in more than one part ({', '.join(names)}, …), so that "
+            f"{len(crossing)} patients of {listing.root} are in more than one part ({', '.join(names)}{more}), so that "
             f"the test split would hold what was learnt from; `maskaug data check {listing.dataset}` lists them"
         )
     train = official == SPLITS.index("train")
