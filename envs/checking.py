@@ -18,13 +18,19 @@ out by group, which some seed puts on two sides.
 | near_duplicate_across_parts | error | pictures that look the same in two official parts |
 | label_conflict | error | the same pixels with two labels, both played |
 | label_conflict_left_out | warning | the same, but the reader leaves them out |
+| loading | error | the reader's own loading fails (only where it groups images by their pixels itself) |
 | empty_part | error | a part without images: loading it fails |
 | empty_class | error | a class without images, in all or in train |
 | few_images | warning | a class with less than 2 images in a part |
 | duplicate | warning | the same pixels more than once, in one group or one official part |
-| near_duplicate | warning | pictures of two groups that look the same |
+| near_duplicate | warning | pictures of two groups that look the same; also small arrays of two official parts |
 | empty_region | warning | a mask or box that marks nothing, in a class that has regions |
 | blank | warning | a picture of one brightness |
+| said | warning | what loading says of arrays that are no picture files |
+| duplicate_left_out | note | the same pixels more than once, of which the reader plays one or none |
+| left_out | note | images that the reader leaves out by itself |
+
+Where the reader finds out itself which pictures show the same (BUSI), its own loading is asked for groups and parts.
 
 Pictures of one group are not searched for near-duplicates: they never come into two parts, and neighbouring slices of
 one volume all look the same. "The same pixels" are those of the pictures squeezed to 256×256.
@@ -46,7 +52,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from maskaug.envs.consistency import Images, inconsistencies
-from maskaug.envs.datasets import FRACTIONS, SPLITS, dataset_spec, load_dataset
+from maskaug.envs.datasets import FRACTIONS, SPLITS, ImageDataset, dataset_spec, read_dataset
+from maskaug.envs.defaults import default_image_size
 from maskaug.envs.duplicates import Fingerprint, fingerprint
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.findings import Finding, Item, Report, count_images, finding, ordered
@@ -59,6 +66,9 @@ from maskaug.envs.splits import crossing_groups, deal_groups
 SIDE, ARRAY_SIDE = 256, 64
 #: Options that decide whether a picture can be read, besides those that choose pictures.
 _READING = {"window", "frame", "max_pixels"}
+#: Those of readers that group images themselves, and leave some out; and those that cut pictures into pieces, which are
+#: no better or worse than the pictures.
+_LEAVING, _CUTTING = {"variant"}, {"task"}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -89,8 +99,8 @@ def check_dataset(
     _validate(seed, workers)
     folder = dataset_folder(name, root)
     spec = dataset_spec(name)
-    choosing = spec.options if spec.lister is None else listing_options(name)
-    known = choosing | (spec.options & _READING)
+    choosing = spec.options - {"workers"} if spec.lister is None else listing_options(name)
+    known = (choosing | (spec.options & _READING) | (spec.options & _LEAVING if spec.regroups else set())) - _CUTTING
     if unknown := set(options) - known:
         raise ConfigurationError(
             f"unknown option {', '.join(sorted(unknown))} for checking the data set {name!r}; it knows "
@@ -99,31 +109,51 @@ def check_dataset(
     try:
         if spec.lister is None:
             return _check_arrays(name, folder, seed, workers, options)
-        reading = Reading(SIDE, **{key: value for key, value in options.items() if key not in choosing})
+        reading = Reading(SIDE, **{key: value for key, value in options.items() if key in _READING})
         listing = list_dataset(name, folder, **{key: value for key, value in options.items() if key in choosing})
     except (DatasetError, ImageError) as error:
-        return _refused(name, folder, seed, error)
-    return dataclasses.replace(check_listing(listing, reading, seed=seed, workers=workers), root=str(folder))
+        refused = finding("listing", [Item((str(folder),), str(error))])
+        return Report(name, str(folder), "none", seed, 0, (), tuple(refused))
+    loaded: ImageDataset | DatasetError | ImageError | None = None
+    if spec.regroups:
+        try:
+            with warnings.catch_warnings():
+                # What it warns of is found here as well.
+                warnings.simplefilter("ignore")
+                size = default_image_size(name, real=True)
+                loaded = read_dataset(name, folder, image_size=size, seed=seed, workers=workers, **options)
+        except (DatasetError, ImageError) as error:
+            loaded = error
+    return dataclasses.replace(
+        check_listing(listing, reading, seed=seed, workers=workers, loaded=loaded), root=str(folder)
+    )
 
 
 def check_listing(
-    listing: Listing, reading: Reading | None = None, *, seed: int = 0, workers: int | None = None
+    listing: Listing,
+    reading: Reading | None = None,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    loaded: ImageDataset | DatasetError | ImageError | None = None,
 ) -> Report:
     """The same for what a reader has listed.
 
     Args:
         listing: what a reader found.
-        reading: how pictures are read; None: each as a whole, at `SIDE` pixels.
+        reading: how pictures are read; None: each as a whole, at `SIDE` pixels. Its channels are the listing's.
         seed: see `check_dataset`.
         workers: see `check_dataset`.
+        loaded: of a reader that groups images by their pixels, or leaves some out: all images as it loads them, or why
+            it cannot.
     """
     _validate(seed, workers)
-    reading = Reading(SIDE, channels=3 if listing.colour else 1) if reading is None else reading
+    reading = dataclasses.replace(reading or Reading(SIDE), channels=3 if listing.colour else 1)
     entries = listing.entries
     chosen = list(range(len(entries)) if listing.chosen is None else listing.chosen)
     report = Report(listing.dataset, str(listing.root), "none", seed, len(chosen), (), ())
     findings = _noticed(listing)
-    _, groups = np.unique([entry.group for entry in entries], return_inverse=True)
+    groups = np.unique([entry.group for entry in entries], return_inverse=True)[1].astype(np.int64)
     official, division, crossing = _parts(listing, groups, seed)
     findings += crossing
     gone = [[path for path in (entries[i].path, *entries[i].masks) if not path.is_file()] for i in chosen]
@@ -132,43 +162,64 @@ def check_listing(
     seen = _each(lambda i: _look(entries[i], listing, reading), there, listing.dataset, workers)
     for kind in ("unreadable", "mask", "sha256"):
         findings += finding(kind, [look.item for look in seen if isinstance(look, _Trouble) and look.kind == kind])
+    if isinstance(loaded, DatasetError | ImageError):
+        findings += finding("loading", [Item((str(listing.root),), str(loaded))])
     looks = [(i, look) for i, look in zip(there, seen, strict=True) if not isinstance(look, _Trouble)]
     if not looks:
         return dataclasses.replace(report, findings=ordered(findings))
     keep = np.array([i for i, _ in looks])
+    names = tuple(entries[i].name for i in keep)
     labels = _labels(listing, looks)
     findings += _empty_regions(listing, looks, labels)
-    part = deal_groups(groups[keep], labels, seed, FRACTIONS) if official is None else official[keep]
+    groups, played = groups[keep], np.ones(len(keep), np.bool_)
+    if isinstance(loaded, ImageDataset):
+        groups, played = _regrouped(names, loaded)
+        findings += finding("left_out", [Item((name,)) for name, one in zip(names, played, strict=True) if not one])
+    part = np.zeros(len(keep), np.int64)
+    if official is None:
+        part[played] = deal_groups(groups[played], None if labels is None else labels[played], seed, FRACTIONS)
+    else:
+        part = official[keep]
     published = np.array([SPLITS.index(entries[i].split or "train") for i in keep], np.int64)
     images = Images(
-        names=tuple(entries[i].name for i in keep),
+        names=names,
         files=tuple(look.file for _, look in looks),
         prints=tuple(look.print for _, look in looks),
         labels=labels,
         class_names=listing.class_names,
-        groups=groups[keep],
+        groups=groups,
         published=published,
         dealt=published == 0 if division == "carved" else np.full(len(keep), division == "groups"),
         part=part,
-        played=np.ones(len(keep), np.bool_),
+        played=played,
     )
     studied = [entry.study or "" for entry in entries]
-    studies = np.unique(studied, return_inverse=True)[1][keep] if any(studied) else None
+    studies = np.unique(studied, return_inverse=True)[1][keep][played] if any(studied) else None
     return dataclasses.replace(
         report,
         division=division,
-        counts=count_images(part, labels, images.groups, studies, listing.class_names),
+        counts=count_images(
+            part[played], None if labels is None else labels[played], groups[played], studies, listing.class_names
+        ),
         findings=ordered([*findings, *inconsistencies(images)]),
     )
 
 
+def _regrouped(names: tuple[str, ...], loaded: ImageDataset) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Groups as they were loaded, and which images were; the others are groups of their own."""
+    group = dict(zip(loaded.names, loaded.groups.tolist(), strict=True))
+    alone = int(loaded.groups.max()) + 1
+    groups = np.array([group.get(name, alone + i) for i, name in enumerate(names)], np.int64)
+    return groups, np.array([name in group for name in names], np.bool_)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Look:
-    """A picture that could be read; `marked`: whether its region is not empty, None if regions are not known."""
+    """A picture that could be read; `marked`: whether its region is not empty."""
 
     file: bytes
     print: Fingerprint
-    marked: bool | None
+    marked: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -183,16 +234,14 @@ def _look(entry: Entry, listing: Listing, reading: Reading) -> _Look | _Trouble:
             digest = hashlib.file_digest(file, "sha256")
         if entry.sha256 is not None and digest.hexdigest() != entry.sha256.lower():
             return _Trouble("sha256", Item((entry.name,), f"is {digest.hexdigest()}, expected {entry.sha256}"))
-        planes = decode(entry, reading, listing.regions)
+        planes, marked = decode(entry, reading, listing)
     except OSError as error:
         return _Trouble("unreadable", Item((entry.name,), error.strerror or "cannot be opened"))
     except ImageError as error:
         return _Trouble("unreadable", Item((_below(Path(error.path), listing),), error.reason))
     except DatasetError as error:
         return _Trouble("mask", Item((entry.name,), str(error)))
-    if not listing.regions:
-        return _Look(digest.digest(), fingerprint(planes), None)
-    return _Look(digest.digest(), fingerprint(planes[:-1]), bool(planes[-1].any()))
+    return _Look(digest.digest(), fingerprint(planes[: reading.channels]), marked)
 
 
 def _each(function: Callable[[T], R], items: Sequence[T], name: str, workers: int | None) -> list[R]:
@@ -235,16 +284,16 @@ def _parts(
 
 
 def _labels(listing: Listing, looks: Sequence[tuple[int, _Look]]) -> npt.NDArray[np.int64] | None:
-    labels = [listing.entries[i].label for i, _ in looks]
-    if listing.class_names and listing.regions and all(label is None for label in labels):
+    if listing.label_from_region:
         return np.array([look.marked for _, look in looks], np.int64)
+    labels = [listing.entries[i].label for i, _ in looks]
     return None if None in labels else np.array(labels, np.int64)
 
 
 def _empty_regions(
     listing: Listing, looks: Sequence[tuple[int, _Look]], labels: npt.NDArray[np.int64] | None
 ) -> list[Finding]:
-    if not listing.regions or labels is None:
+    if not listing.regions or listing.label_from_region or labels is None:
         return []
     marked = np.array([look.marked for _, look in looks], np.bool_)
     outlined = np.array([bool(listing.entries[i].masks or listing.entries[i].box) for i, _ in looks], np.bool_)
@@ -259,10 +308,10 @@ def _empty_regions(
 def _check_arrays(name: str, folder: Path, seed: int, workers: int | None, options: dict[str, Any]) -> Report:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        data = load_dataset(name, root=folder, split="all", image_size=ARRAY_SIDE, seed=seed, **options)
-    heard = tuple(Item((str(folder),), str(warning.message)) for warning in told)
-    findings = [Finding("warning", "loading", "said while loading", heard)] if heard else []
-    prints = _each(lambda i: fingerprint(data.images[i]), range(len(data)), name, workers)
+        data = read_dataset(name, folder, image_size=ARRAY_SIDE, seed=seed, **options)
+    findings = finding("said", [Item((str(folder),), str(warning.message)) for warning in told])
+    prints = _each(lambda i: fingerprint(np.asarray(data.images[i])), range(len(data)), name, workers)
+    dealt = data.official is None
     part = data.splits(seed) if data.official is None else data.official
     images = Images(
         names=data.names,
@@ -271,24 +320,21 @@ def _check_arrays(name: str, folder: Path, seed: int, workers: int | None, optio
         labels=data.labels,
         class_names=data.class_names,
         groups=data.groups,
-        published=np.zeros(len(data), np.int64) if data.official is None else data.official,
-        dealt=np.full(len(data), data.official is None),
+        published=np.zeros(len(data), np.int64) if dealt else part,
+        dealt=np.full(len(data), dealt),
         part=part,
         played=np.ones(len(data), np.bool_),
+        small=True,
     )
     return Report(
         name,
         str(folder),
-        "groups" if data.official is None else "official",
+        "groups" if dealt else "official",
         seed,
         len(data),
         count_images(part, data.labels, data.groups, data.studies, data.class_names),
         ordered([*findings, *inconsistencies(images)]),
     )
-
-
-def _refused(name: str, folder: Path, seed: int, error: Exception) -> Report:
-    return Report(name, str(folder), "none", seed, 0, (), tuple(finding("listing", [Item((str(folder),), str(error))])))
 
 
 def _below(path: Path, listing: Listing) -> str:

@@ -30,6 +30,7 @@ class Images:
         dealt: (N,) bool: which images are dealt out by group, so that the seed decides where their group comes.
         part: (N,) places in `SPLITS`, as loading deals them out.
         played: (N,) bool: which images the reader does not leave out by itself.
+        small: whether the pictures are so small that looking the same proves little.
     """
 
     names: tuple[str, ...]
@@ -42,6 +43,7 @@ class Images:
     dealt: npt.NDArray[np.bool_]
     part: Numbers
     played: npt.NDArray[np.bool_]
+    small: bool = False
 
     def names_of(self, numbers: list[int]) -> tuple[str, ...]:
         """Names of the images at these places."""
@@ -79,21 +81,26 @@ def _duplicates(images: Images) -> list[Finding]:
         same = images.files is not None and len({images.files[i] for i in numbers}) == 1
         detail = "the same file" if same else "the same pixels"
         kind = "duplicate_across_parts" if images.across(played) else "duplicate"
+        if len(played) < 2:
+            kind = "duplicate_left_out"
         kinds.setdefault(kind, []).append(Item(images.names_of(numbers), detail))
     return [one for kind, items in kinds.items() for one in finding(kind, items)]
 
 
 def _near_duplicates(images: Images) -> list[Finding]:
     # One of each set of exact duplicates stands for all.
-    first = {seen.pixels: i for i, seen in reversed(list(enumerate(images.prints))) if not seen.blank}
-    chosen = np.array(sorted(first.values()), np.int64)
+    first: dict[bytes, int] = {}
+    for i, seen in enumerate(images.prints):
+        if images.played[i] and not seen.blank:
+            first.setdefault(seen.pixels, i)
+    chosen = np.array(list(first.values()), np.int64)
     if len(chosen) < 2:
         return []
     bits = np.stack([images.prints[i].bits for i in chosen])
     thumbnails = np.stack([images.prints[i].thumbnail for i in chosen])
     pairs = chosen[near_pairs(bits, thumbnails, images.groups[chosen])]
     official = images.published[pairs]
-    across = official[:, 0] != official[:, 1]
+    across = (official[:, 0] != official[:, 1]) & (not images.small)
     found: list[Finding] = []
     for kind, of_kind in (("near_duplicate_across_parts", pairs[across]), ("near_duplicate", pairs[~across])):
         items = []

@@ -219,6 +219,8 @@ class DatasetSpec:
         lister: "module:function", called as `lister(root, **options)` with those options that it has keywords for; it
             returns a `maskaug.envs.listing.Listing` without opening a picture. None: the data set is no folder of
             picture files.
+        regroups: whether the loader looks at the pixels to find out which images belong together, and which to leave
+            out, so that the listing alone does not tell how the images are split.
     """
 
     loader: str | None
@@ -226,6 +228,7 @@ class DatasetSpec:
     stand_in: str
     options: frozenset[str] = frozenset()
     lister: str | None = None
+    regroups: bool = False
 
 
 #: How pictures are read (`maskaug.envs.images.Reading`); of those with more than 8 bits or several pages, too.
@@ -240,6 +243,7 @@ _REGISTRY: dict[str, DatasetSpec] = {
         "ultrasound",
         frozenset({"variant", "task", "classes", *_READING}),
         "maskaug.envs.busi:list_busi",
+        regroups=True,
     ),
     "mura": DatasetSpec(
         "maskaug.envs.mura:load_mura",
@@ -395,11 +399,18 @@ def _load_parts(key: tuple[str, str | None, int, int, int], options: tuple[tuple
         from maskaug.envs.synthetic import make_synthetic
 
         return make_synthetic(image_size=image_size, channels=channels, seed=seed, **dict(options))
+    return read_dataset(name, Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
+
+
+def read_dataset(
+    name: str, root: Path, *, image_size: int, channels: int = 1, seed: int = 0, **options: Any
+) -> ImageDataset:
+    """All real images of a named data set, unsplit, as its loader reads them now: nothing is remembered."""
     reader = dataset_spec(name).loader
     assert reader is not None
     module, function = reader.split(":")
     loader: Callable[..., ImageDataset] = getattr(importlib.import_module(module), function)
-    return loader(Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
+    return loader(root, image_size=image_size, channels=channels, seed=seed, **options)
 
 
 def dataset_spec(name: str) -> DatasetSpec:

@@ -31,7 +31,9 @@ def write_example(dataset: str, folder: Path, seed: int = 0) -> Path:
     target = folder / dataset_spec(dataset).folder
     if target.exists():
         raise ConfigurationError(f"{target} exists already, and would be mixed with the example; choose another folder")
-    return writer(folder, seed=seed)
+    made = writer(folder, seed=seed)
+    # MedMNIST's is a file in its folder.
+    return made if made.is_dir() else made.parent
 
 
 def _writer(dataset: str) -> Callable[..., Path] | None:
@@ -40,5 +42,5 @@ def _writer(dataset: str) -> Callable[..., Path] | None:
         return None
     module = importlib.import_module(loader.partition(":")[0])
     # A module of several data sets names theirs after them.
-    found: Callable[..., Path] | None = getattr(module, f"write_{dataset}_example", None)
+    found: Callable[..., Path] | None = getattr(module, f"write_{dataset.partition('_')[0]}_example", None)
     return found or getattr(module, "write_example", None)

@@ -40,8 +40,12 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "warning",
         "pictures of two patients that look the same (a hint); if they are, give them one patient, or keep one",
     ),
+    "loading": ("error", "the reader's own loading fails"),
     "empty_region": ("warning", "a mask or box that marks nothing, in a class whose other images have a region"),
     "blank": ("warning", "pictures of one brightness, which show nothing"),
+    "said": ("warning", "loading warns, and goes on"),
+    "duplicate_left_out": ("note", "the same picture more than once; the reader plays one of them, or none"),
+    "left_out": ("note", "the reader leaves these out by itself: copies of others, or labels that disagree"),
 }
 
 

@@ -25,7 +25,6 @@ class DataOptions(Options):
 
     Attributes:
         variant: BUSI: raw or clean.
-        task: BUSI: diagnosis or presence.
         classes: BUSI diagnosis: 2 (benign, malignant) or 3 (and normal).
         body_part: MURA: elbow, finger, forearm, hand, humerus, shoulder or wrist, several with commas, or all.
         channel: LGG: flair, pre, post, or all.
@@ -39,7 +38,6 @@ class DataOptions(Options):
     """
 
     variant: str | None = None
-    task: str | None = None
     classes: int | None = None
     body_part: str | None = None
     channel: str | None = None
