@@ -24,6 +24,7 @@ out by group, which some seed puts on two sides.
 | few_images | warning | a class with less than 2 images in a part |
 | duplicate | warning | the same pixels more than once, in one group or one official part |
 | near_duplicate | warning | pictures of two groups that look the same; also small arrays of two official parts |
+| label_disagreement | warning | two labels in one of the groups that such a reader found, both played |
 | empty_region | warning | a mask or box that marks nothing, in a class that has regions |
 | blank | warning | a picture of one brightness |
 | said | warning | what loading says of arrays that are no picture files |
@@ -54,12 +55,12 @@ from tqdm import tqdm
 from maskaug.envs.consistency import Images, inconsistencies
 from maskaug.envs.datasets import FRACTIONS, SPLITS, ImageDataset, dataset_spec, read_dataset
 from maskaug.envs.defaults import default_image_size
-from maskaug.envs.duplicates import Fingerprint, fingerprint
+from maskaug.envs.duplicates import Fingerprint, alike, fingerprint
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.findings import Finding, Item, Report, count_images, finding, ordered
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Entry, Listing, Severity, dataset_folder, list_dataset, listing_options
-from maskaug.envs.loading import decode, official_parts
+from maskaug.envs.loading import confine, decode, official_parts
 from maskaug.envs.splits import crossing_groups, deal_groups
 
 #: Sides, in pixels, that pictures and arrays are compared at.
@@ -174,6 +175,7 @@ def check_listing(
     groups, played = groups[keep], np.ones(len(keep), np.bool_)
     if isinstance(loaded, ImageDataset):
         groups, played = _regrouped(names, loaded)
+        findings += finding("label_disagreement", _disagreeing(names, labels, groups, played, listing.class_names))
         findings += finding("left_out", [Item((name,)) for name, one in zip(names, played, strict=True) if not one])
     part = np.zeros(len(keep), np.int64)
     if official is None:
@@ -213,6 +215,23 @@ def _regrouped(names: tuple[str, ...], loaded: ImageDataset) -> tuple[npt.NDArra
     return groups, np.array([name in group for name in names], np.bool_)
 
 
+def _disagreeing(
+    names: tuple[str, ...],
+    labels: npt.NDArray[np.int64] | None,
+    groups: npt.NDArray[np.int64],
+    played: npt.NDArray[np.bool_],
+    class_names: tuple[str, ...],
+) -> list[Item]:
+    if labels is None:
+        return []
+    items = []
+    for numbers in alike(groups.tolist()):
+        found = np.unique(labels[[i for i in numbers if played[i]]])
+        if len(found) > 1:
+            items.append(Item(tuple(names[i] for i in numbers), ", ".join(class_names[label] for label in found)))
+    return items
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Look:
     """A picture that could be read; `marked`: whether its region is not empty."""
@@ -229,18 +248,20 @@ class _Trouble:
 
 
 def _look(entry: Entry, listing: Listing, reading: Reading) -> _Look | _Trouble:
+    name = entry.name
     try:
+        entry = confine(entry, listing)
         with entry.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         if entry.sha256 is not None and digest.hexdigest() != entry.sha256.lower():
-            return _Trouble("sha256", Item((entry.name,), f"is {digest.hexdigest()}, expected {entry.sha256}"))
+            return _Trouble("sha256", Item((name,), f"is {digest.hexdigest()}, expected {entry.sha256}"))
         planes, marked = decode(entry, reading, listing)
     except OSError as error:
-        return _Trouble("unreadable", Item((entry.name,), error.strerror or "cannot be opened"))
+        return _Trouble("unreadable", Item((name,), error.strerror or "cannot be opened"))
     except ImageError as error:
         return _Trouble("unreadable", Item((_below(Path(error.path), listing),), error.reason))
     except DatasetError as error:
-        return _Trouble("mask", Item((entry.name,), str(error)))
+        return _Trouble("mask", Item((name,), str(error)))
     return _Look(digest.digest(), fingerprint(planes[: reading.channels]), marked)
 
 
@@ -296,7 +317,7 @@ def _empty_regions(
     if not listing.regions or listing.label_from_region or labels is None:
         return []
     marked = np.array([look.marked for _, look in looks], np.bool_)
-    outlined = np.array([bool(listing.entries[i].masks or listing.entries[i].box) for i, _ in looks], np.bool_)
+    outlined = np.array([bool(listing.entries[i].masks or listing.entries[i].boxes) for i, _ in looks], np.bool_)
     lesions = np.isin(labels, np.unique(labels[marked]))
     empty = lesions & outlined & ~marked
     return finding(

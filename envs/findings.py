@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "warning",
         "pictures of two patients that look the same (a hint); if they are, give them one patient, or keep one",
     ),
+    "label_disagreement": ("warning", "the reader holds these for the same, but they have two labels"),
     "loading": ("error", "the reader's own loading fails"),
     "empty_region": ("warning", "a mask or box that marks nothing, in a class whose other images have a region"),
     "blank": ("warning", "pictures of one brightness, which show nothing"),

@@ -19,6 +19,8 @@ from maskaug.envs.errors import ConfigurationError, DatasetError
 #: "error": it cannot be loaded. "warning": loading goes on and says so. "note": told by `maskaug data check` alone.
 Severity = Literal["error", "warning", "note"]
 
+Box = tuple[float, float, float, float]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
@@ -32,7 +34,8 @@ class Entry:
         study: the study that it belongs to, or None.
         split: "train", "val" or "test" by the data set's own division, or None.
         masks: files whose union is the region.
-        box: the region instead: (x0, y0, x1, y1) in pixels of the upright picture, x1 and y1 exclusive.
+        boxes: rectangles that belong to the region too: (x0, y0, x1, y1) in pixels of the upright picture, x1 and y1
+            exclusive; a pixel that one covers in part is inside.
         sha256: of the picture's file, as hexadecimal digits, where the data set gives it.
     """
 
@@ -43,7 +46,7 @@ class Entry:
     study: str | None = None
     split: str | None = None
     masks: tuple[Path, ...] = ()
-    box: tuple[float, float, float, float] | None = None
+    boxes: tuple[Box, ...] = ()
     sha256: str | None = None
 
 
@@ -82,8 +85,10 @@ class Listing:
         label_from_region: no entry has a label; it is 1 where the region marks a pixel of the picture, else 0, so that
             the classes are only known once the masks are read (`maskaug.envs.loading.decode`).
         regions: whether regions are known; an entry without masks and box then has an empty one.
-        validation: the share of the train part that is carved off for validation, by group, where `Entry.split` says
-            "train" and "test" alone; 0: none.
+        validation: the share of the train part that is carved off for validation, by group, where `Entry.split` never
+            says "val"; 0: none.
+        confined: whether a file that turns out to lie outside `root`, by a link, is refused when it is opened. For
+            lists that somebody else may have written.
         tree: what the folder was expected to look like, for errors.
         licence: under which terms the images may be used.
         citation: what to cite.
@@ -101,6 +106,7 @@ class Listing:
     label_from_region: bool = False
     regions: bool = False
     validation: float = 0.0
+    confined: bool = False
     tree: str = ""
     licence: str = "unknown"
     citation: str = ""

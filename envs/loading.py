@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from maskaug.envs.cache import cached_array
+from maskaug.envs.confinement import confined
 from maskaug.envs.datasets import SPLITS, ImageDataset
-from maskaug.envs.errors import DatasetError
+from maskaug.envs.errors import DatasetError, ImageError
 from maskaug.envs.images import Reading, fit_region, read_fitted, read_mask
 from maskaug.envs.listing import Entry, Listing, Problem
 from maskaug.envs.splits import crossing_groups, deal_groups
@@ -49,18 +52,14 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
     stored = reading if listing.colour else dataclasses.replace(reading, channels=1)
 
     def row(entry: Entry) -> tuple[npt.NDArray[np.uint8], bool]:
-        planes, marked = decode(entry, stored, listing)
+        planes, marked = decode(_checked(entry, listing), stored, listing)
         return planes[None], marked
 
     cached = cached_array(
         listing.dataset,
         root=listing.root,
         sources=[path for entry in chosen for path in (entry.path, *entry.masks)],
-        parameters={
-            "reading": dataclasses.asdict(stored),
-            "boxes": [entry.box for entry in chosen if entry.box],
-            "plane": listing.plane,
-        },
+        parameters={"reading": dataclasses.asdict(stored), "entries": _digest(chosen), "plane": listing.plane},
         items=chosen,
         decode=row,
         finish=lambda notes: {"marked": notes} if listing.label_from_region else {},
@@ -110,10 +109,51 @@ def decode(entry: Entry, reading: Reading, listing: Listing) -> tuple[npt.NDArra
         if mask.shape != shape:
             raise DatasetError(f"{path} is {mask.shape} pixels, but its image {shape}; are both from one copy?")
         region |= mask
-    if entry.box is not None:
-        x0, y0, x1, y1 = (round(value) for value in entry.box)
+    for box in entry.boxes:
+        if max(0, *np.subtract(box[2:], shape[::-1])) > 1:
+            raise DatasetError(
+                f"{entry.path} is {shape} pixels, and its box {box} reaches beyond; was it drawn on a larger copy?"
+            )
+        x0, y0, x1, y1 = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
         region[max(0, y0) : y1, max(0, x0) : x1] = True
     return np.concatenate([image, fit_region(region, reading)[None].astype(np.uint8)]), bool(region.any())
+
+
+def confine(entry: Entry, listing: Listing) -> Entry:
+    """The entry with the files that are really to be opened; to be asked at the last moment, as links may change.
+
+    Raises:
+        ImageError: of a `confined` listing, a file lies outside of its root.
+    """
+    if not listing.confined:
+        return entry
+    masks = tuple(confined(mask, listing.root) for mask in entry.masks)
+    return dataclasses.replace(entry, path=confined(entry.path, listing.root), masks=masks)
+
+
+def _checked(entry: Entry, listing: Listing) -> Entry:
+    entry = confine(entry, listing)
+    if entry.sha256:
+        try:
+            with entry.path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ImageError(entry.path, f"cannot be read ({error.strerror}); may you read it?") from error
+        if found != entry.sha256:
+            raise ImageError(
+                entry.path,
+                f"has the sha256 {found}, and {entry.sha256} was expected: it is damaged or another file; copy it "
+                "again, or correct the list if it was changed on purpose",
+            )
+    return entry
+
+
+def _digest(entries: Sequence[Entry]) -> str:
+    # The cache knows the files, but not their order and which mask, box or digest goes with which.
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(repr((entry.name, *map(str, entry.masks), *entry.boxes, entry.sha256)).encode())
+    return digest.hexdigest()
 
 
 def official_parts(listing: Listing, groups: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64] | None:
