@@ -39,28 +39,26 @@ one volume all look the same. "The same pixels" are those of the pictures squeez
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from maskaug.envs.consistency import Images, inconsistencies
 from maskaug.envs.datasets import FRACTIONS, SPLITS, ImageDataset, dataset_spec, read_dataset
 from maskaug.envs.defaults import default_image_size
-from maskaug.envs.duplicates import Fingerprint, alike, fingerprint
+from maskaug.envs.duplicates import alike, fingerprint
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.findings import Finding, Item, Report, count_images, finding, ordered
 from maskaug.envs.images import Reading
-from maskaug.envs.listing import Entry, Listing, Severity, dataset_folder, list_dataset, listing_options
-from maskaug.envs.loading import confine, decode, official_parts
+from maskaug.envs.listing import Listing, Severity, dataset_folder, list_dataset, listing_options
+from maskaug.envs.loading import official_parts
+from maskaug.envs.looking import Look, Trouble, below, each, look_at
 from maskaug.envs.splits import crossing_groups, deal_groups
 
 #: Sides, in pixels, that pictures and arrays are compared at.
@@ -70,9 +68,6 @@ _READING = {"window", "frame", "max_pixels"}
 #: Those of readers that group images themselves, and leave some out; and those that cut pictures into pieces, which are
 #: no better or worse than the pictures.
 _LEAVING, _CUTTING = {"variant"}, {"task"}
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def check_dataset(
@@ -154,18 +149,20 @@ def check_listing(
     chosen = list(range(len(entries)) if listing.chosen is None else listing.chosen)
     report = Report(listing.dataset, str(listing.root), "none", seed, len(chosen), (), ())
     findings = _noticed(listing)
+    if not chosen:
+        findings += finding("listing", [Item((str(listing.root),), f"holds no images; {listing.tree}")])
     groups = np.unique([entry.group for entry in entries], return_inverse=True)[1].astype(np.int64)
     official, division, crossing = _parts(listing, groups, seed)
     findings += crossing
     gone = [[path for path in (entries[i].path, *entries[i].masks) if not path.is_file()] for i in chosen]
-    findings += finding("missing", [Item((_below(path, listing),)) for paths in gone for path in paths])
+    findings += finding("missing", [Item((below(path, listing),)) for paths in gone for path in paths])
     there = [i for i, missing in zip(chosen, gone, strict=True) if not missing]
-    seen = _each(lambda i: _look(entries[i], listing, reading), there, listing.dataset, workers)
+    seen = each(lambda i: look_at(entries[i], listing, reading), there, listing.dataset, workers)
     for kind in ("unreadable", "mask", "sha256"):
-        findings += finding(kind, [look.item for look in seen if isinstance(look, _Trouble) and look.kind == kind])
+        findings += finding(kind, [look.item for look in seen if isinstance(look, Trouble) and look.kind == kind])
     if isinstance(loaded, DatasetError | ImageError):
         findings += finding("loading", [Item((str(listing.root),), str(loaded))])
-    looks = [(i, look) for i, look in zip(there, seen, strict=True) if not isinstance(look, _Trouble)]
+    looks = [(i, look) for i, look in zip(there, seen, strict=True) if not isinstance(look, Trouble)]
     if not looks:
         return dataclasses.replace(report, findings=ordered(findings))
     keep = np.array([i for i, _ in looks])
@@ -232,45 +229,6 @@ def _disagreeing(
     return items
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Look:
-    """A picture that could be read; `marked`: whether its region is not empty."""
-
-    file: bytes
-    print: Fingerprint
-    marked: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Trouble:
-    kind: str
-    item: Item
-
-
-def _look(entry: Entry, listing: Listing, reading: Reading) -> _Look | _Trouble:
-    name = entry.name
-    try:
-        entry = confine(entry, listing)
-        with entry.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        if entry.sha256 is not None and digest.hexdigest() != entry.sha256.lower():
-            return _Trouble("sha256", Item((name,), f"is {digest.hexdigest()}, expected {entry.sha256}"))
-        planes, marked = decode(entry, reading, listing)
-    except OSError as error:
-        return _Trouble("unreadable", Item((name,), error.strerror or "cannot be opened"))
-    except ImageError as error:
-        return _Trouble("unreadable", Item((_below(Path(error.path), listing),), error.reason))
-    except DatasetError as error:
-        return _Trouble("mask", Item((name,), str(error)))
-    return _Look(digest.digest(), fingerprint(planes[: reading.channels]), marked)
-
-
-def _each(function: Callable[[T], R], items: Sequence[T], name: str, workers: int | None) -> list[R]:
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        done = pool.map(function, items)
-        return list(tqdm(done, total=len(items), desc=f"checking {name}", unit="image", disable=None, leave=False))
-
-
 def _noticed(listing: Listing) -> list[Finding]:
     kinds: dict[tuple[Severity, str], list[Item]] = {}
     for problem in listing.problems:
@@ -304,7 +262,7 @@ def _parts(
     return published, "official", finding("patient_across_parts", items)
 
 
-def _labels(listing: Listing, looks: Sequence[tuple[int, _Look]]) -> npt.NDArray[np.int64] | None:
+def _labels(listing: Listing, looks: Sequence[tuple[int, Look]]) -> npt.NDArray[np.int64] | None:
     if listing.label_from_region:
         return np.array([look.marked for _, look in looks], np.int64)
     labels = [listing.entries[i].label for i, _ in looks]
@@ -312,7 +270,7 @@ def _labels(listing: Listing, looks: Sequence[tuple[int, _Look]]) -> npt.NDArray
 
 
 def _empty_regions(
-    listing: Listing, looks: Sequence[tuple[int, _Look]], labels: npt.NDArray[np.int64] | None
+    listing: Listing, looks: Sequence[tuple[int, Look]], labels: npt.NDArray[np.int64] | None
 ) -> list[Finding]:
     if not listing.regions or listing.label_from_region or labels is None:
         return []
@@ -331,7 +289,7 @@ def _check_arrays(name: str, folder: Path, seed: int, workers: int | None, optio
         warnings.simplefilter("always")
         data = read_dataset(name, folder, image_size=ARRAY_SIDE, seed=seed, **options)
     findings = finding("said", [Item((str(folder),), str(warning.message)) for warning in told])
-    prints = _each(lambda i: fingerprint(np.asarray(data.images[i])), range(len(data)), name, workers)
+    prints = each(lambda i: fingerprint(np.asarray(data.images[i])), range(len(data)), name, workers)
     dealt = data.official is None
     part = data.splits(seed) if data.official is None else data.official
     images = Images(
@@ -356,10 +314,6 @@ def _check_arrays(name: str, folder: Path, seed: int, workers: int | None, optio
         count_images(part, data.labels, data.groups, data.studies, data.class_names),
         ordered([*findings, *inconsistencies(images)]),
     )
-
-
-def _below(path: Path, listing: Listing) -> str:
-    return path.relative_to(listing.root).as_posix() if path.is_relative_to(listing.root) else str(path)
 
 
 def _validate(seed: int, workers: int | None) -> None:

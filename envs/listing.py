@@ -124,13 +124,14 @@ def list_dataset(name: str, root: str | os.PathLike[str] | None = None, **option
         DatasetError: no folder, or not what was expected there.
         ConfigurationError: an unknown name or option, or a data set that is no folder of picture files.
     """
+    folder = dataset_folder(name, root)
     known = listing_options(name)
     if unknown := set(options) - known:
         raise ConfigurationError(
             f"unknown option {', '.join(sorted(unknown))} for listing the data set {name!r}; it knows "
             f"{', '.join(sorted(known)) or 'no options'}"
         )
-    return _lister(name)(dataset_folder(name, root), **options)
+    return _lister(name)(folder, **options)
 
 
 def listing_options(name: str) -> frozenset[str]:
