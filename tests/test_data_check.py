@@ -18,7 +18,7 @@ from maskaug.data import DATA, DataOptions, as_text
 from maskaug.envs import busi, mura
 from maskaug.envs.checking import __doc__ as table
 from maskaug.envs.checking import check_dataset, check_listing
-from maskaug.envs.datasets import SPLITS, dataset_names, dataset_spec, load_dataset
+from maskaug.envs.datasets import SPLITS, ImageDataset, dataset_names, dataset_spec, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.examples import write_example
 from maskaug.envs.findings import KINDS, Finding, Report
@@ -199,6 +199,18 @@ def test_sha256(tmp_path: Path, pictures: Picture) -> None:
     assert right in finding.items[0].detail
 
 
+@pytest.mark.parametrize("confined", [True, False])
+def test_a_link_out_of_a_confined_root_is_not_opened(confined: bool, tmp_path: Path, pictures: Picture) -> None:
+    listing = save(tmp_path / "d", pictures, confined=confined)
+    outside = listing.entries[3].path.rename(tmp_path / "outside.png")
+    listing.entries[3].path.symlink_to(outside)
+    kinds = found(check_listing(listing))
+    assert set(kinds) == ({"unreadable"} if confined else set())
+    if confined:
+        assert kinds["unreadable"].items[0].where == ("3.png",)
+        assert "leads out of the root" in kinds["unreadable"].items[0].detail
+
+
 def test_a_patient_in_two_parts(tmp_path: Path, pictures: Picture) -> None:
     listing = change(save(tmp_path / "d", pictures), 22, group="p03")
     finding = only(listing, "patient_across_parts", "error")
@@ -252,6 +264,29 @@ def test_one_picture_with_two_labels(tmp_path: Path, pictures: Picture) -> None:
     assert set(kinds) == {"label_conflict", "duplicate"}
     assert kinds["label_conflict"].severity == "error"
     assert kinds["label_conflict"].items[0].detail == "a, b"
+
+
+def test_what_the_reader_groups_or_leaves_out_itself(tmp_path: Path, pictures: Picture) -> None:
+    listing = unsplit(save(tmp_path / "d", pictures))
+    shutil.copy(listing.entries[2].path, listing.entries[4].path)
+    shutil.copy(listing.entries[6].path, listing.entries[8].path)
+    n = len(listing.entries)
+    groups = np.arange(n, dtype=np.int64)
+    groups[8] = 6
+    everything = ImageDataset(
+        "mine", pictures[:, None], np.arange(n, dtype=np.int64) % 2, None, groups, ("a", "b"), tuple(
+            entry.name for entry in listing.entries
+        ),
+    )  # fmt: skip
+    kinds = found(check_listing(listing, loaded=everything.subset(groups != 4)))
+    assert set(kinds) == {"duplicate", "duplicate_left_out", "left_out"}
+    assert kinds["duplicate"].items[0].where == ("6.png", "8.png")
+    # One of two that is played counts once.
+    assert kinds["duplicate_left_out"].items[0].where == ("2.png", "4.png")
+    assert [item.where for item in kinds["left_out"].items] == [("4.png",)]
+    assert found(check_listing(listing, loaded=everything))["duplicate_across_parts"].items[0].where[0] == "2.png"
+    failed = check_listing(listing, loaded=DatasetError("no pixels"))
+    assert found(failed)["loading"].items[0].detail == "no pixels"
 
 
 def test_near_copies(tmp_path: Path, pictures: Picture) -> None:
