@@ -279,7 +279,7 @@ def test_what_the_reader_groups_or_leaves_out_itself(tmp_path: Path, pictures: P
         ),
     )  # fmt: skip
     kinds = found(check_listing(listing, loaded=everything.subset(groups != 4)))
-    assert set(kinds) == {"duplicate", "duplicate_left_out", "left_out"}
+    assert set(kinds) - {"few_images"} == {"duplicate", "duplicate_left_out", "left_out"}
     assert kinds["duplicate"].items[0].where == ("6.png", "8.png")
     # One of two that is played counts once.
     assert kinds["duplicate_left_out"].items[0].where == ("2.png", "4.png")
