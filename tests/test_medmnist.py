@@ -126,9 +126,8 @@ def test_colours_are_kept_or_become_the_luma_that_files_have(root: Path, tmp_pat
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
     labels = np.array([[0], [1], [0]], np.uint8)
-    changed = {
-        f"{split}_{what}": values for split in SPLITS for what, values in (("images", colours), ("labels", labels))
-    }
+    both: dict[str, Any] = {"images": colours, "labels": labels}
+    changed: dict[str, Any] = {f"{split}_{what}": values for split in SPLITS for what, values in both.items()}
     rewrite(root, **changed)
     same = load(root, 40, 3)
     np.testing.assert_array_equal(same.images[:3], np.moveaxis(colours, -1, 1))
