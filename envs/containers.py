@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 from PIL import Image
 
@@ -118,6 +119,12 @@ def check_tiff(file: PictureFile, image: Image.Image) -> None:
         raise ImageError(
             file.path, f"is damaged: {sum(lengths)} bytes cannot hold {height} × {width} pixels; {_DAMAGED}"
         )
+
+
+def strip_bytes(tags: Any) -> int:
+    """Bytes of the longest packed strip or tile of a TIFF page, 0 if it does not say."""
+    lengths = tags.get(_TILE_BYTES if _TILES in tags else _STRIP_BYTES, 0)
+    return int(max(lengths, default=0) if isinstance(lengths, tuple) else lengths)
 
 
 DEEP_COLOUR = (

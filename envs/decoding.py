@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
-from maskaug.envs.containers import DEEP_COLOUR, check_container, check_tiff, known_format
+from maskaug.envs.containers import DEEP_COLOUR, check_container, check_tiff, known_format, strip_bytes
 from maskaug.envs.errors import ConfigurationError, ImageError
 from maskaug.envs.opening import PictureFile, check_memory, check_size
 from maskaug.envs.windowing import Floats, Window, bands, linear, span, to_bytes
@@ -135,14 +135,14 @@ def _decode(
     if mask and kind in ("JPEG", "MPO"):
         raise ImageError(path, "is a JPEG, which does not keep a mask's zeros; save the mask as PNG")
     several = bool(getattr(image, "is_animated", False))
-    check_memory(path, _memory(image, several), max_pixels)
+    check_memory(path, _memory(file, image, several), max_pixels)
     file.allowance = None
     if several or frame:
         _seek(path, image, frame)
         # Pages differ in size.
         width, height = image.size
         check_size(path, height, width, max_pixels)
-        check_memory(path, _memory(image, several), max_pixels)
+        check_memory(path, _memory(file, image, several), max_pixels)
     raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     inverted = unsigned = False
@@ -192,12 +192,13 @@ def _seek(path: Any, image: Image.Image, frame: int | None) -> None:
     image.seek(frame)
 
 
-def _memory(image: Image.Image, several: bool) -> float:
-    """Bytes that decoding takes at most, measured with 64 million pixels."""
+def _memory(file: PictureFile, image: Image.Image, several: bool) -> float:
+    """Bytes that decoding takes at most, found by measuring pictures as large as are let through."""
     width, height = image.size
+    packed = 0
     pixel = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
     if image.format == "WEBP":
-        pixel = 16
+        pixel, packed = 17, file.bytes
     elif several and image.format in ("GIF", "PNG"):
         # Frames are laid upon each other.
         pixel = 20
@@ -209,11 +210,12 @@ def _memory(image: Image.Image, several: bool) -> float:
             # libtiff decodes a whole strip at once, and a strip may be everything.
             rows = min(height, int(tags.get(278, height))) if 324 not in tags else height
             pixel += sum(tags.get(258, (1,))) / 8 * rows / height
+            packed = strip_bytes(tags)
     elif image.info.get("progressive"):
         # All coefficients are kept until the last scan, 2 bytes each.
         layers = [h * v for _, v, h, _ in image.layer]  # type: ignore[attr-defined]
         pixel += 2 * sum(layers) / max(1, max(layers, default=1))
-    return (pixel + 1) * width * height
+    return (pixel + 1) * width * height + packed
 
 
 def _rows(image: Image.Image, rows: slice) -> Image.Image:
