@@ -4,6 +4,7 @@ and nothing that a decoder says of it (names, dates, tags) in a warning or a log
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import logging
@@ -46,13 +47,31 @@ class PictureFile(io.BufferedReader):
                 )
         return super().read(size)
 
+    def copied_as_text(self) -> bool:
+        """Whether every byte sequence that is no UTF-8 was replaced by U+FFFD, as when bytes are copied as text.
+
+        A header may survive that, and then the pixels behind it are others. Of any other picture this stops at the
+        first byte that is no UTF-8, which soon comes.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        found = False
+        try:
+            while chunk := super().read(2**16):
+                found |= "\ufffd" in decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            found = False
+        self.seek(0)
+        return found
+
 
 @contextlib.contextmanager
 def open_picture(path: StrPath) -> Iterator[PictureFile]:
     """The file at `path`, closed again afterwards, whatever happens.
 
     Raises:
-        ImageError: nothing is there, it is no regular file (a folder, a pipe, a device), or it cannot be opened.
+        ImageError: nothing is there, it is no regular file (a folder, a pipe, a device), it cannot be opened, or it was
+            copied as text.
     """
     problem = None
     descriptor = -1
@@ -73,6 +92,8 @@ def open_picture(path: StrPath) -> Iterator[PictureFile]:
             os.close(descriptor)
         raise ImageError(path, problem)
     with PictureFile(path, descriptor) as file:
+        if file.copied_as_text():
+            raise ImageError(path, "was copied as text, so that its bytes above 127 are lost; copy it again as binary")
         yield file
 
 

@@ -18,7 +18,7 @@ from maskaug.envs import loading
 from maskaug.envs.cache import cached_array
 from maskaug.envs.datasets import SPLITS, ImageDataset, find_root, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
-from maskaug.envs.images import read_mask, resize, resize_mask
+from maskaug.envs.images import read_grey, read_mask, resize, resize_mask
 from maskaug.envs.lgg import CHANNELS, list_lgg, load_lgg, write_example
 
 PATIENTS, SLICES, SIDE = 12, 11, 48
@@ -110,9 +110,7 @@ def test_all_sequences_need_three_channels(root: Path) -> None:
         load(root, channel="t2")
 
 
-def test_a_label_is_the_masks_however_little_it_marks_and_whatever_is_cut_away(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_label_is_the_masks_however_little_it_marks(root: Path) -> None:
     labels = known(load(root).labels)
     number = int(np.flatnonzero(labels == 0)[0])
     name = load(root).names[number]
@@ -123,12 +121,27 @@ def test_a_label_is_the_masks_however_little_it_marks_and_whatever_is_cut_away(
     assert known(data.labels)[number] == 1
     assert known(data.regions)[number].any()
     assert (known(data.labels) != labels).sum() == 1
-    monkeypatch.setattr(loading, "fit_region", lambda mask, reading: np.zeros((reading.size,) * 2, np.bool_))
-    cut = load(root, 40)
-    assert not known(cut.regions).any()
-    np.testing.assert_array_equal(known(cut.labels), known(data.labels))
+
+
+def test_slices_that_are_not_square_are_fitted(root: Path) -> None:
+    labels = known(load(root).labels)
+    wide, number = SIDE * 2, int(np.flatnonzero(labels)[0])
+    name = load(root).names[number]
+    pixels = np.zeros((SIDE, wide, 3), np.uint8)
+    pixels[:, : SIDE // 2] = 200
+    Image.fromarray(pixels).save(root / name)
+    # The tumour lies where a crop cuts.
+    Image.fromarray(pixels[..., 0]).save(root / name.replace(".tif", "_mask.tif"))
+    fitted = {fit: load(root, SIDE, fit=fit) for fit in ("stretch", "letterbox", "crop")}
+    marked = {fit: float(known(data.regions)[number].mean()) for fit, data in fitted.items()}
+    bright = {fit: float((data.images[number] == 200).mean()) for fit, data in fitted.items()}
+    assert marked == bright == {"stretch": 0.25, "letterbox": 0.125, "crop": 0.0}
+    for data in fitted.values():
+        np.testing.assert_array_equal(known(data.labels), labels)
     # From the cache, too.
-    np.testing.assert_array_equal(known(load(root, 40).labels), known(data.labels))
+    np.testing.assert_array_equal(known(load(root, SIDE, fit="crop").labels), labels)
+    with pytest.raises(ConfigurationError, match="fit='squeeze' is unknown"):
+        load(root, fit="squeeze")
 
 
 def test_two_examinations_of_a_patient_are_one_group(root: Path) -> None:
@@ -299,8 +312,7 @@ def test_the_csv_file_only_tells_who_is_missing(root: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(root: Path) -> None:
     path = file(root, 1, 2)
     whole = path.read_bytes()
-    # As found in the wild: copied as text, every byte that is none replaced.
-    for damaged in (whole[: len(whole) // 2], b"", whole.decode(errors="replace").encode(), b"\x89PNG\r\n\x1a\n"):
+    for damaged in (whole[: len(whole) // 2], b"", b"\x89PNG\r\n\x1a\n"):
         path.write_bytes(damaged)
         with pytest.raises(ImageError, match=re.escape(path.name)):
             load(root)
@@ -309,6 +321,27 @@ def test_a_file_that_cannot_be_read_is_named(root: Path) -> None:
     mask.write_bytes(mask.read_bytes()[:-100])
     with pytest.raises(ImageError, match=re.escape(mask.name)):
         load(root)
+
+
+def test_files_that_were_copied_as_text_are_refused_even_where_their_header_survives(root: Path) -> None:
+    # As found in the wild: every byte that is no UTF-8 became three others.
+    changed = 0
+    for path in sorted(root.rglob("*.tif")):
+        read = read_mask if "mask" in path.name else read_grey
+        whole = read(path)
+        damaged = path.read_bytes().decode(errors="replace").encode()
+        if damaged == path.read_bytes():
+            continue
+        changed += 1
+        path.write_bytes(damaged)
+        with pytest.raises(ImageError, match=rf"{path.name}: was copied as text.*; copy it again as binary"):
+            read(path)
+        # Not a picture that merely has such bytes in it.
+        pixels = whole.astype(np.uint8) * 1
+        pixels[0, :4] = (0xEF, 0xBF, 0xBD, 0xFF)
+        Image.fromarray(pixels).save(path)
+        np.testing.assert_array_equal(read_grey(path), pixels)
+    assert changed > N
 
 
 def test_a_mask_of_another_size_is_refused(root: Path) -> None:
