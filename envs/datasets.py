@@ -332,7 +332,7 @@ def load_dataset(
             with a `UserWarning` and the result's `source` is "synthetic".
         split: "train", "val", "test" (the data set's own division, else 70/15/15 by group), or "all".
         image_size: height and width in pixels; None: see `maskaug.envs.defaults`.
-        channels: 1 (grey) or 3 (grey, repeated).
+        channels: 1 (grey) or 3 (grey, repeated; the colours of medmnist, the sequences of lgg with channel="all").
         n_shot: of the training split so many images of each class alone, see `ImageDataset.few`; "val" and "test" stay
             whole. Not together with "all", which holds them.
         seed: of the split, of synthetic images, of random crops, and of the images of each class.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import lzma
 import math
 import types
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,11 +19,6 @@ from maskaug.envs.errors import DatasetError
 #: An array of more bytes than this is refused, unread: a small file may claim to hold anything. The largest of
 #: MedMNIST, the training images of pathmnist_224, has 13.5e9.
 MAX_BYTES = 32 * 2**30
-
-# Whatever a damaged or hostile file makes the readers of zip, deflate and numpy raise.
-_DAMAGE = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError, MemoryError,
-)  # fmt: skip
 
 
 class Npz:
@@ -44,7 +37,7 @@ class Npz:
         self.cure = cure
         try:
             self._zip = zipfile.ZipFile(path)
-        except _DAMAGE as error:
+        except Exception as error:
             raise DatasetError(f"{path} is no npz file, or not all of one ({error}); {cure}") from error
 
     def __enter__(self) -> Npz:
@@ -91,7 +84,8 @@ class Npz:
             yield
         except DatasetError:
             raise
-        except _DAMAGE as error:
+        except Exception as error:
+            # The readers of zip, deflate, lzma and of numpy's headers raise some twenty types between them.
             raise self.wrong(name, f"is damaged ({error})") from error
 
 
