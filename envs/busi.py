@@ -43,6 +43,10 @@ CITATION = (
 )
 
 
+#: Letters of a message that are shown when loading.
+_LONG = 400
+
+
 def load_busi(
     root: Path,
     *,
@@ -195,13 +199,17 @@ def _class_names(variant: str, task: str, classes: int | str | None) -> tuple[st
 
 
 def _tell(listing: Listing) -> None:
-    told = [(problem, f"{problem.where}: {problem.message}") for problem in listing.problems]
+    told = [(problem, f"{problem.where}: {_short(problem.message)}") for problem in listing.problems]
     if any(problem.severity == "error" for problem, _ in told):
         # What was left out may be the reason.
         raise DatasetError("; ".join(text for problem, text in told if problem.severity != "note"))
     for problem, text in told:
         if problem.severity == "warning":
             warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= _LONG else f"{message[:_LONG]} … (all of it: `maskaug data check busi`)"
 
 
 def _read(item: Entry, max_pixels: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:

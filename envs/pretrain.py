@@ -186,19 +186,27 @@ def score_logits(logits: Tensor, dataset: ImageDataset) -> dict[str, float]:
     """What `evaluate_classifier` returns, from the logits (N, classes) of all images of `dataset`."""
     assert dataset.labels is not None
     labels = as_writable(dataset.labels)
-    probabilities = logits.softmax(1).double().numpy()
-    classes = len(dataset.class_names)
-    auroc = float("nan")
-    if len(np.unique(dataset.labels)) == classes and bool(logits.isfinite().all()):
-        if classes == 2:
-            auroc = float(roc_auc_score(dataset.labels, probabilities[:, 1]))
-        else:
-            auroc = float(roc_auc_score(dataset.labels, probabilities, multi_class="ovr"))
+    finite = bool(logits.isfinite().all())
     return {
         "accuracy": float((logits.argmax(1) == labels).double().mean()),
-        "auroc": auroc,
+        "auroc": auroc(logits.softmax(1).double().numpy(), dataset.labels) if finite else float("nan"),
         "loss": float(functional.cross_entropy(logits, labels)),
     }
+
+
+def auroc(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
+    """The area under the ROC curve, macro one-against-rest with more than two classes; NaN where a class is missing.
+
+    Args:
+        probabilities: (N, C), finite, rows that sum to 1.
+        labels: (N,), 0 … C − 1.
+    """
+    classes = probabilities.shape[1]
+    if len(np.unique(labels)) < classes:
+        return float("nan")
+    if classes == 2:
+        return float(roc_auc_score(labels, probabilities[:, 1]))
+    return float(roc_auc_score(labels, probabilities, multi_class="ovr"))
 
 
 def evaluate_on_clean(

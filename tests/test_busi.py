@@ -210,6 +210,17 @@ def test_png_files_of_other_names_are_left_out_and_named(root: Path) -> None:
         assert load(root).digest == whole
 
 
+def test_a_long_list_of_what_is_left_out_is_cut_short(root: Path) -> None:
+    for number in range(100, 300, 2):
+        (root / "malignant" / f"malignant ({number})_mask.png").write_bytes(b"")
+    (whole,) = (problem.message for problem in list_busi(root).problems if problem.severity == "warning")
+    assert whole.startswith("left out are 100 pictures of which only masks are there: malignant 100, 102,")
+    assert whole.endswith(", 298")
+    with pytest.warns(UserWarning, match=r"left out are 100 .* … \(all of it: `maskaug data check busi`\)$") as told:
+        load(root)
+    assert len(str(told[0].message)) < len(whole) + len(str(root))
+
+
 def test_every_cause_has_its_own_warning(root: Path) -> None:
     (root / "benign" / "benign (1)_mask.png").unlink()
     (root / "malignant" / "malignant (2).png").unlink()
