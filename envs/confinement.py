@@ -130,7 +130,7 @@ _LEAVES = "leads out of the root by a link; copy the file into the root"
 
 
 def _inside(real: str, root: str) -> bool:
-    return real.startswith(root.rstrip(os.sep) + os.sep)
+    return real == root or real.startswith(root.rstrip(os.sep) + os.sep)
 
 
 def _start(text: str) -> str:

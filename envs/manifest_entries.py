@@ -24,6 +24,7 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?", re.ASCII)
+_BOX = re.compile(r"[\s,]+".join([r"([+-]?\d{1,9}(?:\.\d{0,15})?)"] * 4), re.ASCII)
 _NOTHING = re.compile(r"\b(nan|inf)\b", re.IGNORECASE)
 # What boxes are made of, also wrong ones; with a separator in it this is no file's name.
 _NUMERIC = re.compile(r"[\d\s.,;:+\-\[\](){}]*[\s,;\[\](){}][\d\s.,;:+\-\[\](){}]*", re.ASCII)
@@ -184,12 +185,6 @@ def _row(line: int, cells: Sequence[str], paths: Confinement, share: dict[str, s
     path, label, patient, study, split, region, sha256 = cells
     if not path:
         raise _RowError("path", "the path is blank; write the picture's file, or remove the row")
-    for what, cell in (("label", label), ("patient", patient), ("study", study)):
-        if cell and cell not in share:
-            if _CONTROL.search(cell):
-                message = f"the {what} {_short(cell)} has control characters; is a quotation mark left open?"
-                raise _RowError("row", message)
-            share[cell] = cell
     name = _accept("path", path, paths)
     masks, boxes = _region(region, paths) if region else ((), ())
     if name in masks:
@@ -202,14 +197,25 @@ def _row(line: int, cells: Sequence[str], paths: Confinement, share: dict[str, s
     return _Row(
         line,
         name,
-        share.get(label, ""),
-        share.get(patient, ""),
-        share.get(study, ""),
+        _text("label", label, share),
+        _text("patient", patient, share),
+        _text("study", study, share),
         part,
         masks,
         boxes,
         sha256.lower() or None,
     )
+
+
+def _text(column: str, cell: str, share: dict[str, str]) -> str:
+    known = share.get(cell)
+    if known is None:
+        if _CONTROL.search(cell):
+            raise _RowError(
+                column, f"the {column} {_short(cell)} has control characters; is a quotation mark left open?"
+            )
+        known = share[cell] = cell
+    return known
 
 
 def _accept(kind: str, path: str, paths: Confinement) -> str:
@@ -226,13 +232,13 @@ def _region(region: str, paths: Confinement) -> tuple[tuple[str, ...], tuple[Box
         piece = piece.strip()
         if not piece:
             raise _RowError("region", f"the region {_short(region)} has an empty part; put one | between two of them")
-        if not _NUMERIC.fullmatch(_NOTHING.sub("0", piece)):
+        box = _BOX.fullmatch(piece)
+        if box is None:
+            if _NUMERIC.fullmatch(_NOTHING.sub("0", piece)):
+                raise _RowError("region", f"the region {_short(piece)} is no box; write x0 y0 x1 y1, in pixels")
             masks.append(_accept("region", piece, paths))
             continue
-        numbers = piece.replace(",", " ").split()
-        if len(numbers) != 4 or not all(_NUMBER.fullmatch(number) for number in numbers):
-            raise _RowError("region", f"the region {_short(piece)} is no box; write x0 y0 x1 y1, in pixels")
-        x0, y0, x1, y1 = map(float, numbers)
+        x0, y0, x1, y1 = map(float, box.groups())
         # A box that was drawn by hand may overlap the border by a pixel.
         if not (-1 <= x0 < x1 and -1 <= y0 < y1):
             raise _RowError(

@@ -18,7 +18,7 @@ from maskaug.envs.synthetic import render
 #: How the pictures are saved, in turn.
 _FORMATS = (("png", "L"), ("png", "RGB"), ("jpg", "L"), ("tif", "L"))
 #: Of each class's patients, which part they belong to, in turn.
-_PARTS = ("train", "train", "val", "train", "train", "test")
+_PARTS = ("train", "val", "test", "train", "train", "train")
 
 
 def write_tree(root: Path, manifest: str, labels: tuple[str, str], n: int, seed: int, dicom: bool) -> Path:
