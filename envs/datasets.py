@@ -6,13 +6,15 @@ near-duplicate stands on both sides of a split. Labels, regions and groups never
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -408,7 +410,20 @@ def _load_parts(key: tuple[str, str | None, int, int, int], options: tuple[tuple
     assert reader is not None
     module, function = reader.split(":")
     loader: Callable[..., ImageDataset] = getattr(importlib.import_module(module), function)
-    return loader(Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
+    with _seldom_collected():
+        return loader(Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    # A list of 40 000 images is made of objects that stay: looking through all that torch has loaded every time a few
+    # hundred more are there takes as long as reading the list.
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], 200_000) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _spec(name: str) -> DatasetSpec:

@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from maskaug.envs.errors import DatasetError
 
+#: arrays of at most so many bytes are read into memory by `loaded`; larger ones stay in their file.
+IN_MEMORY = 2**28
 #: bytes that `blocks` hands out at once.
 BLOCK = 2**25
 #: buffers that one system call fills at most (IOV_MAX of Linux and macOS).
@@ -227,6 +229,16 @@ def as_images(rows: ImageArray, planes: int, channels: int) -> ImageArray:
 def as_regions(rows: ImageArray) -> RegionArray:
     """(N, P, H, W) → (N, H, W) bool: the last plane, of zeros and ones, uncopied."""
     return rows.region(rows.shape[1] - 1) if isinstance(rows, Rows) else rows[:, -1].view(np.bool_)
+
+
+def loaded(file: RowFile) -> ImageArray:
+    """All rows of a file: read into memory, read-only, up to `IN_MEMORY` bytes, else `Rows`."""
+    rows = Rows(file)
+    if rows.nbytes > IN_MEMORY:
+        return rows
+    array = rows[:]
+    array.setflags(write=False)
+    return array
 
 
 def blocks(array: npt.NDArray[Any] | Rows) -> Iterator[npt.NDArray[Any]]:
