@@ -36,6 +36,7 @@ from maskaug.envs.images import (
 )
 from maskaug.envs.listing import Entry, Listing, Problem
 from maskaug.envs.near_duplicates import SAME, near_duplicates, thumbnail
+from maskaug.envs.rows import as_images, as_regions, blocks
 
 LICENCE = "CC BY 4.0"
 CITATION = (
@@ -108,13 +109,12 @@ def load_busi(
         workers=workers,
     )
     details = cached.details
-    n = len(cached.array)
-    images = np.broadcast_to(cached.array[:, :1], (n, channels, image_size, image_size))
-    regions = cached.array[:, 1].view(np.bool_)
+    images = as_images(cached.array, 1, channels)
+    regions = as_regions(cached.array)
     picture = np.array(details["picture"], np.int64)
     group = np.array(details["group"], np.int64)
     diagnosis = np.array([item.label for item in items], np.int64)
-    present = np.asarray(regions.any(axis=(1, 2)), np.int64)
+    present = np.concatenate([block.any(axis=(1, 2)) for block in blocks(regions)]).astype(np.int64)
     everything = ImageDataset(
         name="busi-presence" if crops else "busi",
         images=images,

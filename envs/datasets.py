@@ -6,25 +6,30 @@ near-duplicate stands on both sides of a split. Labels, regions and groups never
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from maskaug.envs.defaults import default_image_size
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.rows import ImageArray, RegionArray, Rows, blocks
 from maskaug.envs.splits import crossing_groups, deal_groups
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)
+
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,10 +38,11 @@ class ImageDataset:
 
     Attributes:
         name: the data set's name, as tables print it.
-        images: (N, C, H, W) uint8; may be a memory map.
+        images: (N, C, H, W) uint8: an array, or `Rows` of a file where there are more than memory should hold. Both are
+            indexed by integers, slices and (M,) arrays along the first axis, which gives arrays.
         labels: (N,) int64, the class of each image, or None without labels.
-        regions: (N, H, W) bool, the known relevant part of each image (all False where there is none), or None if
-            unknown. Only ever used to score, never to train.
+        regions: (N, H, W) bool, likewise, the known relevant part of each image (all False where there is none), or
+            None if unknown. Only ever used to score, never to train.
         groups: (N,) int64; images of one patient or of one cluster of near-duplicates share a number.
         class_names: the label's names, in the order of the labels.
         names: (N,) what to call each image in an error: a path, or a recipe.
@@ -51,9 +57,9 @@ class ImageDataset:
     """
 
     name: str
-    images: npt.NDArray[np.uint8]
+    images: ImageArray
     labels: npt.NDArray[np.int64] | None
-    regions: npt.NDArray[np.bool_] | None
+    regions: RegionArray | None
     groups: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     names: tuple[str, ...]
@@ -115,35 +121,43 @@ class ImageDataset:
         """SHA-256 over images, labels, regions, groups and studies: equal digests are the same data."""
         h = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         for array in (self.images, self.labels, self.regions, self.groups):
-            h.update(b"-" if array is None else np.ascontiguousarray(array).data)
+            for block in [np.frombuffer(b"-", np.uint8)] if array is None else blocks(array):
+                h.update(block.data)
         if self.studies is not None:
             # Data sets without studies keep the digests that runs and judges have on record.
             h.update(np.ascontiguousarray(self.studies).data)
         return h.hexdigest()
 
+    @functools.cached_property
+    def outlined(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: the images whose known region is not empty; none where regions are unknown."""
+        if self.regions is None:
+            return np.zeros(len(self), np.bool_)
+        return np.concatenate([block.any(axis=(1, 2)) for block in blocks(self.regions)])
+
     def subset(self, indices: npt.ArrayLike, split: str | None = None) -> ImageDataset:
-        """The images at `indices` ((M,) integers or (N,) bool), in that order."""
+        """The images at `indices` ((M,) integers or (N,) bool), in that order; those in a file stay there."""
         index = np.asarray(indices)
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index.astype(np.int64)
         if len(index) == 0:
             raise DatasetError(f"an empty subset of {self.name} was asked for; a data set needs at least one image")
         return dataclasses.replace(
             self,
-            images=self.images[index],
-            labels=None if self.labels is None else self.labels[index],
-            regions=None if self.regions is None else self.regions[index],
+            images=self.images.take(index) if isinstance(self.images, Rows) else self.images[index],
+            labels=_at(self.labels, index),
+            regions=self.regions.take(index) if isinstance(self.regions, Rows) else _at(self.regions, index),
             groups=self.groups[index],
             names=tuple(self.names[i] for i in index),
             split=self.split if split is None else split,
-            studies=None if self.studies is None else self.studies[index],
-            official=None if self.official is None else self.official[index],
+            studies=_at(self.studies, index),
+            official=_at(self.official, index),
         )
 
     def with_region(self) -> ImageDataset:
         """The images whose known region is not empty."""
         if self.regions is None:
             raise DatasetError(f"{self.name} has no known regions; masks cannot be scored on it")
-        return self.subset(self.regions.any(axis=(1, 2)))
+        return self.subset(self.outlined)
 
     def few(self, n_shot: int, seed: int = 0) -> ImageDataset:
         """`n_shot` images of each class, drawn from `seed`, in the order that they have here.
@@ -204,6 +218,10 @@ class ImageDataset:
                 "use split='all', or complete the folder"
             )
         return self.subset(inside, split)
+
+
+def _at(values: npt.NDArray[Value] | None, index: npt.NDArray[np.int64]) -> npt.NDArray[Value] | None:
+    return None if values is None else values[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,7 +428,20 @@ def read_dataset(
     assert reader is not None
     module, function = reader.split(":")
     loader: Callable[..., ImageDataset] = getattr(importlib.import_module(module), function)
-    return loader(root, image_size=image_size, channels=channels, seed=seed, **options)
+    with _seldom_collected():
+        return loader(root, image_size=image_size, channels=channels, seed=seed, **options)
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    # A list of 40 000 images is made of objects that stay: looking through all that torch has loaded every time a few
+    # hundred more are there takes as long as reading the list.
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], 200_000) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def dataset_spec(name: str) -> DatasetSpec:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +17,15 @@ import numpy.typing as npt
 from maskaug.envs.cache import cached_array
 from maskaug.envs.confinement import confined
 from maskaug.envs.datasets import SPLITS, ImageDataset
-from maskaug.envs.errors import DatasetError, ImageError
+from maskaug.envs.errors import DatasetError
 from maskaug.envs.images import Reading, fit_region, read_fitted, read_mask
 from maskaug.envs.listing import Entry, Listing, Problem
+from maskaug.envs.rows import as_images, as_regions
+from maskaug.envs.sources import Stamp, stamp_of
 from maskaug.envs.splits import crossing_groups, deal_groups
+
+#: what the system says of a file that is not there, or is none.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: int | None = None) -> ImageDataset:
@@ -31,7 +38,8 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
         workers: threads that decode; None: one for each core.
 
     Returns:
-        images (N, reading.channels, S, S) uint8, read-only, in the listing's order; regions if it knows them.
+        images (N, reading.channels, S, S) uint8, read-only, in the listing's order; regions if it knows them. More than
+        memory should hold stay in the cache's file (`maskaug.envs.rows.Rows`).
 
     Raises:
         DatasetError: a problem that is an error, no image at all, or a group in more than one official part.
@@ -47,19 +55,23 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
     labelled = [entry.label for entry in entries if entry.label is not None]
     studied = [entry.study or "" for entry in entries]
     studies = _numbers(studied) if any(studied) else None
-    keep = present(listing)
+    keep, stamps = present(listing)
     chosen = [entries[i] for i in keep]
     stored = reading if listing.colour else dataclasses.replace(reading, channels=1)
 
     def row(entry: Entry) -> tuple[npt.NDArray[np.uint8], bool]:
-        planes, marked = decode(_checked(entry, listing), stored, listing)
+        planes, marked = decode(confine(entry, listing), stored, listing)
         return planes[None], marked
 
     cached = cached_array(
         listing.dataset,
         root=listing.root,
-        sources=[path for entry in chosen for path in (entry.path, *entry.masks)],
-        parameters={"reading": dataclasses.asdict(stored), "entries": _digest(chosen), "plane": listing.plane},
+        sources=stamps,
+        # By name, so that two body parts of one folder do not drive each other out.
+        parameters={"reading": dataclasses.asdict(stored), "name": listing.name, "plane": listing.plane},
+        state=_fingerprint(listing, chosen),
+        expected={entry.path: entry.sha256 for entry in chosen if entry.sha256},
+        confine=listing.confined,
         items=chosen,
         decode=row,
         finish=lambda notes: {"marked": notes} if listing.label_from_region else {},
@@ -68,11 +80,9 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
     labels = cached.details["marked"] if listing.label_from_region else [entry.label for entry in chosen]
     return ImageDataset(
         name=listing.name,
-        images=np.broadcast_to(
-            cached.array[:, : stored.channels], (len(chosen), reading.channels, reading.size, reading.size)
-        ),
+        images=as_images(cached.array, stored.channels, reading.channels),
         labels=np.array(labels, np.int64) if labelled or listing.label_from_region else None,
-        regions=cached.array[:, -1].view(np.bool_) if listing.regions else None,
+        regions=as_regions(cached.array) if listing.regions else None,
         groups=groups[keep],
         class_names=listing.class_names,
         names=tuple(entry.name for entry in chosen),
@@ -131,31 +141,6 @@ def confine(entry: Entry, listing: Listing) -> Entry:
     return dataclasses.replace(entry, path=confined(entry.path, listing.root), masks=masks)
 
 
-def _checked(entry: Entry, listing: Listing) -> Entry:
-    entry = confine(entry, listing)
-    if entry.sha256:
-        try:
-            with entry.path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ImageError(entry.path, f"cannot be read ({error.strerror}); may you read it?") from error
-        if found != entry.sha256:
-            raise ImageError(
-                entry.path,
-                f"has the sha256 {found}, and {entry.sha256} was expected: it is damaged or another file; copy it "
-                "again, or correct the list if it was changed on purpose",
-            )
-    return entry
-
-
-def _digest(entries: Sequence[Entry]) -> str:
-    # The cache knows the files, but not their order and which mask, box or digest goes with which.
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(repr((entry.name, *map(str, entry.masks), *entry.boxes, entry.sha256)).encode())
-    return digest.hexdigest()
-
-
 def official_parts(listing: Listing, groups: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64] | None:
     """The place in `SPLITS` of each entry's part by the data set's own division, (N,); None if it has none.
 
@@ -181,18 +166,19 @@ def official_parts(listing: Listing, groups: npt.NDArray[np.int64], seed: int) -
     return official
 
 
-def present(listing: Listing) -> npt.NDArray[np.int64]:
-    """The numbers of the entries all of whose files are there; of the others a `UserWarning` tells.
+def present(listing: Listing) -> tuple[npt.NDArray[np.int64], dict[str, Stamp]]:
+    """The numbers of the entries all of whose files are there, and those files' stamps; of the others a warning tells.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: there is none, or a file cannot be looked at.
     """
     gone: list[str] = []
     keep = []
+    stamps: dict[str, Stamp] = {}
     wanted = range(len(listing.entries)) if listing.chosen is None else listing.chosen
     for i in wanted:
         entry = listing.entries[i]
-        missing = [path for path in (entry.path, *entry.masks) if not path.is_file()]
+        missing = [path for path in (entry.path, *entry.masks) if not _look(str(path), stamps)]
         gone += [str(path.relative_to(listing.root)) for path in missing]
         if not missing:
             keep.append(i)
@@ -207,7 +193,34 @@ def present(listing: Listing) -> npt.NDArray[np.int64]:
             UserWarning,
             stacklevel=4,
         )
-    return np.array(keep, np.int64)
+    return np.array(keep, np.int64), stamps
+
+
+def _look(path: str, stamps: dict[str, Stamp]) -> bool:
+    # One look at each file is all that a later start takes, and a mask may belong to several entries.
+    if path in stamps:
+        return True
+    try:
+        stamps[path] = stamp_of(path)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise DatasetError(f"{path} cannot be looked at ({error.strerror}); make it readable") from error
+        return False
+    except ValueError:  # a name that no file can have
+        return False
+    return True
+
+
+def _fingerprint(listing: Listing, entries: Sequence[Entry]) -> str:
+    # What of the entries decides the rows: which files make up which row, and in which order.
+    root = os.path.join(listing.root, "")
+    digest = hashlib.sha256()
+    for entry in entries:
+        row = str(entry.path).removeprefix(root)
+        if listing.regions:
+            row = repr((row, [str(path).removeprefix(root) for path in entry.masks], entry.boxes))
+        digest.update(f"{row}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _tell(listing: Listing) -> None:

@@ -22,7 +22,8 @@ from maskaug.envs.cache import cached_array
 from maskaug.envs.datasets import SPLITS, ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.images import MAX_PIXELS, MIN_SIDE, resize
-from maskaug.envs.npz import Npz, Rows
+from maskaug.envs.npz import Member, Npz
+from maskaug.envs.rows import as_images
 from maskaug.envs.synthetic import KINDS, render
 
 FOLDER = "medmnist"
@@ -95,7 +96,7 @@ the originals are at https://zenodo.org/records/10519652 (medmnist.com)"""
 class _Batches:
     """An array's rows in batches that threads may ask for in nearly any order, while it is read front to back."""
 
-    def __init__(self, rows: Rows, size: int) -> None:
+    def __init__(self, rows: Member, size: int) -> None:
         self._rows = rows
         self._size = size
         self._lock = threading.Lock()
@@ -165,7 +166,7 @@ def load_medmnist(
         )
     return ImageDataset(
         name=file.stem,
-        images=np.broadcast_to(cached.array, (len(numbers), channels, image_size, image_size)),
+        images=as_images(cached.array, stored, channels),
         labels=numbers,
         regions=None,
         groups=np.arange(len(numbers), dtype=np.int64),
@@ -214,7 +215,7 @@ def _file_name(base: str, size: int) -> str:
     return f"{base}.npz" if size == SIZES[0] else f"{base}_{size}.npz"
 
 
-def _images(rows: Rows) -> Rows:
+def _images(rows: Member) -> Member:
     n, *shape = rows.shape
     if rows.dtype != np.uint8:
         raise rows.wrong(f"is {rows.dtype}, not uint8; choose a window and save 0 to 255")
@@ -228,7 +229,7 @@ def _images(rows: Rows) -> Rows:
     return rows
 
 
-def _labels(rows: Rows, count: int) -> npt.NDArray[np.int64]:
+def _labels(rows: Member, count: int) -> npt.NDArray[np.int64]:
     n, *shape = rows.shape
     if n != count:
         raise rows.wrong(f"has {n} rows, but there are {count} images")

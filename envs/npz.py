@@ -48,7 +48,7 @@ class Npz:
     ) -> None:
         self._zip.close()
 
-    def rows(self, name: str) -> Rows:
+    def rows(self, name: str) -> Member:
         """The array called `name`, to be read from its first row on.
 
         Raises:
@@ -71,7 +71,7 @@ class Npz:
             raise self.wrong(name, "is stored column by column; save numpy.ascontiguousarray of it")
         if not shape or file.tell() + math.prod(shape) * dtype.itemsize != about.file_size:
             raise self.wrong(name, f"has {about.file_size} bytes, which is not what its shape {shape} takes")
-        return Rows(self, name, file, shape, dtype)
+        return Member(self, name, file, shape, dtype)
 
     def wrong(self, name: str, cause: str) -> DatasetError:
         """The error that says what is wrong with an array."""
@@ -89,7 +89,7 @@ class Npz:
             raise self.wrong(name, f"is damaged ({error})") from error
 
 
-class Rows:
+class Member:
     """One array of an open `Npz`.
 
     Attributes:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.networks import at_once, to_float
+from maskaug.envs.rows import ImageArray
 from maskaug.envs.statistics import has_statistics, reestimate_statistics
 
 #: (images (N, C, H, W) float, indices (N,) int64) → another view of the images, of the same shape.
@@ -89,7 +90,6 @@ def fit_classifier(
     if train.labels is None:
         raise ConfigurationError(f"{train.name} has no labels, and a classifier needs them")
     generator = torch.Generator().manual_seed(settings.seed)
-    images = as_writable(train.images)
     labels = as_writable(train.labels)
     model.to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
@@ -106,9 +106,9 @@ def fit_classifier(
     loss = torch.zeros(())
     for step in range(settings.updates):
         while len(order) < settings.batch_size:
-            order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+            order = torch.cat([order, torch.randperm(len(train), generator=generator)])
         index, order = order[: settings.batch_size], order[settings.batch_size :]
-        x, y = to_float(images[index].to(device)), labels[index].to(device)
+        x, y = to_float(as_writable(train.images[index.numpy()]).to(device)), labels[index].to(device)
         if view is not None:
             x = torch.cat([x, view(x, index)])
             y = torch.cat([y, y])
@@ -154,7 +154,7 @@ def _augment(x: Tensor, n: int, settings: FitSettings, generator: torch.Generato
 @torch.no_grad()
 def predict_logits(
     model: nn.Module,
-    images: npt.NDArray[np.uint8],
+    images: ImageArray,
     *,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
@@ -210,7 +210,7 @@ def auroc(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64])
 
 
 def evaluate_on_clean(
-    model: nn.Module, dataset: ImageDataset, images: npt.NDArray[np.uint8], *, device: str | torch.device = "cpu"
+    model: nn.Module, dataset: ImageDataset, images: ImageArray, *, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
     """`evaluate_classifier` with the batch-norm statistics of clean `images` (N, C, H, W) uint8, of the training split.
 
@@ -222,5 +222,5 @@ def evaluate_on_clean(
 
 
 def as_writable(array: npt.NDArray[Any]) -> Tensor:
-    """An array as a tensor; a copy where nobody may write to it, of which torch would warn: a cache's memory map."""
+    """An array as a tensor; a copy where nobody may write to it, of which torch would warn."""
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))

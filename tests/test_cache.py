@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from maskaug.envs.cache import Cached, cache_folder, cached_array
+from maskaug.envs.cache import cache_folder, cached_array
+from maskaug.envs.cache_entry import Cached
 from maskaug.envs.errors import DatasetError
 
 
@@ -66,7 +67,7 @@ def test_the_second_time_nothing_is_decoded(reader: Reader) -> None:
     for cached in (first, second):
         assert cached.array[:, 0, 0].tolist() == [5, 6, 7]
         assert cached.details == {"names": ["0.txt", "1.txt", "2.txt"]}
-        assert isinstance(cached.array, np.memmap)
+        assert isinstance(cached.array, np.ndarray)
         assert not cached.array.flags.writeable
     assert {Path(name).suffix for name in entries()} == {".json", ".npy"}
     assert len(entries()) == 2
@@ -160,6 +161,7 @@ def test_an_unusable_folder_keeps_the_images_in_memory(
         cached = reader.load()
     assert cached.array[:, 0, 0].tolist() == [5, 6, 7]
     assert cached.details == {"names": ["0.txt", "1.txt", "2.txt"]}
+    assert isinstance(cached.array, np.ndarray)
     assert not cached.array.flags.writeable
 
 

@@ -90,10 +90,10 @@ def test_the_digest_is_of_everything_that_is_data_and_nothing_else() -> None:
     assert data.labels is not None
     assert data.regions is not None
     changes: list[dict[str, Any]] = [
-        {"images": data.images ^ 1},
+        {"images": np.asarray(data.images) ^ 1},
         {"labels": 1 - data.labels},
         {"labels": None},
-        {"regions": ~data.regions},
+        {"regions": ~np.asarray(data.regions)},
         {"groups": data.groups + 1},
         {"class_names": ("a", "c")},
         {"studies": np.arange(4)},

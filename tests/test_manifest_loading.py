@@ -17,7 +17,7 @@ import pytest
 from manifest_files import SIZE, errors, folder, known, load, picture
 from PIL import Image
 
-from maskaug.envs.datasets import dataset_options, find_root, load_dataset
+from maskaug.envs.datasets import ImageDataset, dataset_options, find_root, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.manifest import (
     HIP_CLASSES,
@@ -81,7 +81,7 @@ def test_colours_are_kept_with_three_channels(tmp_path: Path) -> None:
     pixels[..., 0] = 200
     Image.fromarray(pixels).save(root / "red.png")
     assert list_manifest(root).colour
-    assert load(root, channels=3).shape == (3, SIZE, SIZE)
+    assert load(root, channels=3).images[:, :, 5, 5].tolist() == [[200, 0, 0], [10, 10, 10]]
     assert load(root).images[:, 0, 0, 0].tolist() == [60, 10]
 
 
@@ -103,18 +103,57 @@ def test_a_sha256_is_verified_before_a_picture_is_used(tmp_path: Path) -> None:
     assert load(root).digest == plain
     # A picture that was cached without it is looked at again.
     (root / "manifest.csv").write_text(f"path,sha256\na.png,\nb.png,{digest}\n")
-    with pytest.raises(ImageError, match=f"b.png: has the sha256 .*{digest} was expected: it is damaged or another"):
+    with pytest.raises(ImageError, match=f"b.png: its SHA-256 is .*, but {digest} is given for it"):
         load(root)
 
 
 def test_options_reach_the_reading(tmp_path: Path) -> None:
-    root = folder(tmp_path, "path\na.png\n")
-    with pytest.raises(ImageError, match="more than 100"):
-        load(root, max_pixels=100)
-    assert len(load(root, workers=1)) == 1
-    listed_options = {"manifest", "fit", "window", "frame", "max_pixels", "workers"}
-    assert dataset_options("hip_fracture") == listed_options
-    assert dataset_options("manifest") == {*listed_options, "class_names"}
+    root = folder(tmp_path, "path\nwide.png\ndeep.png\n")
+    wide = np.zeros((40, 80), np.uint8)
+    wide[:, :20] = 100
+    Image.fromarray(wide).save(root / "wide.png")
+    Image.fromarray(np.full((40, 40), 1000, np.uint16)).save(root / "deep.png")
+    pages = [Image.fromarray(np.full((40, 40), value, np.uint8)) for value in (50, 60)]
+    pages[0].save(root / "pages.tif", save_all=True, append_images=pages[1:])
+    (root / "pages.csv").write_text("path\npages.tif\n")
+
+    def hips(**options: Any) -> ImageDataset:
+        return load_hip_fracture(root, image_size=SIZE, channels=1, seed=0, **options)
+
+    def own(**options: Any) -> ImageDataset:
+        return load(root, **options)
+
+    for read in (own, hips):
+        assert read(window=(0, 2000)).images[:, 0, 20, 30].tolist() == [0, 128]
+        assert read(window="0,4000").images[:, 0, 20, 30].tolist() == [0, 64]
+        with pytest.raises(ImageError, match="window"):
+            read()
+        for fit, corner, left in (("stretch", 100, 100), ("letterbox", 0, 100), ("crop", 0, 0)):
+            image = read(window="minmax", fit=fit).images[0, 0]
+            assert (image[0, 0], image[20, 0]) == (corner, left)
+        with pytest.raises(ImageError, match="max_pixels"):
+            read(window="minmax", max_pixels=100)
+        assert len(read(window="minmax", workers=1)) == 2
+        with pytest.raises(ConfigurationError, match="workers"):
+            read(window="minmax", workers=0)
+        assert [read(manifest="pages.csv", frame=i).images[0, 0, 0, 0] for i in (0, 1)] == [50, 60]
+        with pytest.raises(ImageError, match="frame"):
+            read(manifest="pages.csv")
+    options = {"manifest", "fit", "window", "frame", "max_pixels", "workers"}
+    assert dataset_options("hip_fracture") == options
+    assert dataset_options("manifest") == {*options, "class_names"}
+
+
+def test_boxes_follow_the_fit(tmp_path: Path) -> None:
+    root = folder(tmp_path, "path,region\nwide.png,0 0 40 40\n")
+    picture(root / "wide.png", 9, (40, 80))
+    for fit, columns, rows in (
+        ("stretch", (0, 20), (0, 40)),
+        ("letterbox", (0, 20), (10, 30)),
+        ("crop", (0, 20), (0, 40)),
+    ):
+        ys, xs = np.nonzero(known(load(root, fit=fit).regions)[0])
+        assert ((xs.min(), xs.max() + 1), (ys.min(), ys.max() + 1)) == (columns, rows)
 
 
 # ---- many rows -------------------------------------------------------------------------------------------------------
@@ -244,5 +283,8 @@ def test_an_example_with_dicom_files(tmp_path: Path) -> None:
     root = write_example(tmp_path, n=30, dicom=True)
     listing = list_manifest(root)
     assert sum(entry.path.suffix == ".dcm" for entry in listing.entries) == 6
+    # Twelve bits and their own window, and the same pictures as without.
+    plain = load(write_example(tmp_path / "plain", n=30))
+    assert np.abs(np.subtract(load(root).images[:], plain.images[:], dtype=int)).max() <= 32
     again = write_example(tmp_path / "again", n=30, dicom=True)
     assert (again / "manifest.csv").read_bytes() == (root / "manifest.csv").read_bytes()

@@ -122,7 +122,7 @@ def test_the_digest_is_stable_and_a_changed_file_is_read_again(root: Path) -> No
     assert load(root, size=40).digest != before.digest
     rewrite(root / "train_image_paths.csv", lambda lines: [*reversed(lines), lines[0]])
     assert load(root).digest == before.digest
-    pixels = before.images.copy()
+    pixels = np.asarray(before.images).copy()
     path = root / before.names[5]
     Image.fromarray(255 - read_grey(path)).save(path)
     os.utime(path, ns=(5, 5))

@@ -360,7 +360,7 @@ def test_the_average_is_the_hand_computed_one() -> None:
         return score_logits(averaged_logits(judge, data, torch.device("cpu"), agent, fill), data)
 
     images = torch.from_numpy(data.images)
-    marked = torch.from_numpy(agent.scores(data.images)) > 0
+    marked = torch.from_numpy(agent.scores(np.asarray(data.images))) > 0
     assert 0.3 < marked.float().mean() < 0.7
     assert torch.equal(chosen_masks(agent, images), marked)
     with torch.no_grad():
