@@ -122,7 +122,9 @@ def decode(
             problem = f"has more than the {limit} pixels that Pillow opens; raise PIL.Image.MAX_IMAGE_PIXELS too"
     except Exception as error:
         # A damaged file can make a decoder raise anything; what it means to the user is always the same.
-        problem = f"is truncated or damaged ({error or type(error).__name__}); copy or download it again"
+        problem = f"is truncated or damaged ({str(error) or type(error).__name__}); copy or download it again"
+        if "Decompressed data too large" in problem:
+            problem = "has texts or profiles that inflate to more than 1 MB; save it anew without metadata"
     raise ImageError(file.path, problem)
 
 
