@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskaug.envs.errors import ImageError
-from maskaug.envs.opening import PictureFile, check_memory, check_size
+from maskaug.envs.opening import MAX_HEADER, PictureFile, check_memory, check_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -208,6 +208,8 @@ def unpacked_frame(file: PictureFile, layout: Layout, number: int, max_pixels: i
     if layout.offset + (0 if layout.length == _UNDEFINED else layout.length) > file.bytes:
         raise ImageError(file.path, "is a DICOM file that is truncated; copy or export it again")
     file.seek(layout.offset)
+    # Packed pixels are no larger than unpacked ones, but for what a codec adds.
+    file.allowance = 2 * layout.frame_bytes + MAX_HEADER
     frame = get_frame(file, number, number_of_frames=layout.frames)
     if layout.syntax != _RLE and coded_size(frame) != (layout.rows, layout.columns):
         raise ImageError(

@@ -42,7 +42,7 @@ class PictureFile(io.BufferedReader):
             self.allowance -= left if size is None or size < 0 else min(size, left)
             if self.allowance < 0:
                 raise ImageError(
-                    self.path, f"has more than {MAX_HEADER} bytes before its pixels; save it anew without metadata"
+                    self.path, "has more bytes beside its pixels than any picture needs; save it anew without metadata"
                 )
         return super().read(size)
 

@@ -1,4 +1,4 @@
-"""Every file of `picture_files.CASES` becomes what is documented or is refused, in bounded memory; and fuzzing."""
+"""Every file of `picture_corpus.CASES` becomes what is documented or is refused, in bounded memory; and fuzzing."""
 
 import json
 import os
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_files import CASES, Case, colour_ramp, encoded, grey_ramp, png
+from picture_corpus import CASES, Case
+from picture_files import colour_ramp, encoded, grey_ramp, png
 from PIL import Image, ImageFile
 from test_dicom import dataset, write
 
@@ -173,6 +174,12 @@ def test_reading_truncated_pictures_is_never_switched_on(tmp_path: Path, monkeyp
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ConfigurationError, match="LOAD_TRUNCATED_IMAGES"):
         read_grey(tmp_path / "a.jpg")
+
+
+def test_pillows_own_limit_is_named_where_it_is_the_lower_one(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(20_000, 20_000, 1, 0, b"\0"))
+    with pytest.raises(ImageError, match=r"raise PIL\.Image\.MAX_IMAGE_PIXELS too"):
+        read_grey(tmp_path / "a.png", max_pixels=10**9)
 
 
 def dicom_bytes(folder: Path) -> bytes:
