@@ -122,7 +122,9 @@ def decode(
             problem = f"has more than the {limit} pixels that Pillow opens; raise PIL.Image.MAX_IMAGE_PIXELS too"
     except Exception as error:
         # A damaged file can make a decoder raise anything; what it means to the user is always the same.
-        problem = f"is truncated or damaged ({error or type(error).__name__}); copy or download it again"
+        problem = f"is truncated or damaged ({str(error) or type(error).__name__}); copy or download it again"
+        if "Decompressed data too large" in problem:
+            problem = "has texts or profiles that inflate to more than 1 MB; save it anew without metadata"
     raise ImageError(file.path, problem)
 
 
@@ -219,7 +221,8 @@ def _memory(file: PictureFile, image: Image.Image, several: bool) -> float:
 
 
 def _rows(image: Image.Image, rows: slice) -> Image.Image:
-    return image.crop((0, rows.start, image.width, rows.stop))
+    whole = rows.stop - rows.start == image.height
+    return image if whole else image.crop((0, rows.start, image.width, rows.stop))
 
 
 def _grey_band(band: Image.Image, clear: int | None) -> Image.Image:
@@ -237,7 +240,7 @@ def _colour_band(band: Image.Image) -> Image.Image:
     if band.mode in _CLEAR or "transparency" in band.info:
         clear = band.convert("RGBA")
         band = Image.alpha_composite(Image.new("RGBA", clear.size, (0, 0, 0, 255)), clear)
-    return band.convert("RGB")
+    return band if band.mode == "RGB" else band.convert("RGB")
 
 
 def _deep_band(

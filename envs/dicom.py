@@ -23,7 +23,7 @@ from PIL import Image
 from maskaug.envs.decoding import Picture
 from maskaug.envs.dicom_frames import Layout, find_pixels, native_frame, unpacked_frame
 from maskaug.envs.errors import ConfigurationError, ImageError
-from maskaug.envs.opening import PictureFile, check_size
+from maskaug.envs.opening import PictureFile
 from maskaug.envs.windowing import Floats, Window, linear, span, to_bytes
 
 if TYPE_CHECKING:
@@ -91,13 +91,12 @@ def decode_dicom(file: PictureFile, max_pixels: int, window: Window = None, fram
 
 
 def _decode(file: PictureFile, max_pixels: int, window: Window, frame: int | None) -> Picture:
-    header, layout = find_pixels(file, _TAGS)
+    header, layout = find_pixels(file, _TAGS, max_pixels)
     path = file.path
     if str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         raise ImageError(
             path, "has text burned into its pixels (BurnedInAnnotation is YES), maybe a name; blacken it and set NO"
         )
-    check_size(path, layout.rows, layout.columns, max_pixels)
     if frame is None and layout.frames > 1:
         raise ImageError(path, f"has {layout.frames} frames; choose one with frame=N, counted from 0")
     number = frame or 0

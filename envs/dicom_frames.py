@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskaug.envs.errors import ImageError
-from maskaug.envs.opening import PictureFile, check_memory
+from maskaug.envs.opening import MAX_HEADER, PictureFile, check_memory, check_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -93,11 +93,12 @@ class Layout:
         return self.rows * self.columns * self.samples * self.bits_allocated // 8
 
 
-def find_pixels(file: PictureFile, tags: Sequence[int]) -> tuple[Dataset, Layout]:
+def find_pixels(file: PictureFile, tags: Sequence[int], max_pixels: int) -> tuple[Dataset, Layout]:
     """Those of `tags` that a file has, and where its pixels are.
 
     Raises:
-        ImageError: deflated, packed in a way that cannot be unpacked here, without a picture, or of a kind not read.
+        ImageError: deflated, packed in an unknown way, without a picture, truncated, of another size than may be read,
+            or of a kind that is not read.
         Exception: anything else that damaged data make pydicom raise; the caller must not show it.
     """
     from pydicom.filereader import read_dataset
@@ -123,8 +124,10 @@ def find_pixels(file: PictureFile, tags: Sequence[int]) -> tuple[Dataset, Layout
     group, number = struct.unpack_from(f"{order}HH", element)
     if (group, number) != (0x7FE0, 0x0010):
         raise ImageError(file.path, f"is a DICOM file whose pixels are no integers, or that has none; {_EXPORT}")
-    # Implicit: 4 bytes of length; explicit: 2 of the kind, 2 empty, then the length.
-    (length,) = struct.unpack(f"{order}I", element[4:] if syntax == _IMPLICIT else file.read(4))
+    # Implicit: 4 bytes of length; explicit: 2 of the kind, 2 empty, then the length. Some files are implicit without
+    # saying so, which pydicom notices.
+    implicit = header.original_encoding[0]
+    (length,) = struct.unpack(f"{order}I", element[4:] if implicit else file.read(4))
     layout = Layout(
         syntax=syntax,
         rows=int(header.Rows),
@@ -140,6 +143,7 @@ def find_pixels(file: PictureFile, tags: Sequence[int]) -> tuple[Dataset, Layout
         offset=file.tell(),
         length=length,
     )
+    check_size(file.path, layout.rows, layout.columns, max_pixels)
     _check(file, layout)
     return header, layout
 
@@ -204,6 +208,8 @@ def unpacked_frame(file: PictureFile, layout: Layout, number: int, max_pixels: i
     if layout.offset + (0 if layout.length == _UNDEFINED else layout.length) > file.bytes:
         raise ImageError(file.path, "is a DICOM file that is truncated; copy or export it again")
     file.seek(layout.offset)
+    # Packed pixels are no larger than unpacked ones, but for what a codec adds.
+    file.allowance = 2 * layout.frame_bytes + MAX_HEADER
     frame = get_frame(file, number, number_of_frames=layout.frames)
     if layout.syntax != _RLE and coded_size(frame) != (layout.rows, layout.columns):
         raise ImageError(

@@ -43,7 +43,7 @@ class PictureFile(io.BufferedReader):
             self.allowance -= left if size is None or size < 0 else min(size, left)
             if self.allowance < 0:
                 raise ImageError(
-                    self.path, f"has more than {MAX_HEADER} bytes before its pixels; save it anew without metadata"
+                    self.path, "has more bytes beside its pixels than any picture needs; save it anew without metadata"
                 )
         return super().read(size)
 
@@ -119,7 +119,7 @@ def check_size(path: StrPath, height: int, width: int, max_pixels: int) -> None:
 
 def check_memory(path: StrPath, needed: float, max_pixels: int) -> None:
     """Refuse what would take more than 7 bytes for each of `max_pixels` to decode: 448 MB with the default."""
-    if needed > 7 * max_pixels:
+    if needed > max(7 * max_pixels, MAX_HEADER):
         raise ImageError(
             path,
             f"would take {needed / 1e6:.0f} MB to decode, more than 7 bytes for each of max_pixels={max_pixels}; save "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import pickle
@@ -17,13 +18,14 @@ import pytest
 from manifest_files import SIZE, errors, folder, known, load, picture
 from PIL import Image
 
-from maskaug.envs.datasets import ImageDataset, dataset_options, find_root, load_dataset
+from maskaug.envs.datasets import dataset_options, find_root, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.manifest import (
     HIP_CLASSES,
     list_hip_fracture,
     list_manifest,
     load_hip_fracture,
+    load_manifest,
     write_example,
     write_hip_example,
 )
@@ -117,13 +119,8 @@ def test_options_reach_the_reading(tmp_path: Path) -> None:
     pages[0].save(root / "pages.tif", save_all=True, append_images=pages[1:])
     (root / "pages.csv").write_text("path\npages.tif\n")
 
-    def hips(**options: Any) -> ImageDataset:
-        return load_hip_fracture(root, image_size=SIZE, channels=1, seed=0, **options)
-
-    def own(**options: Any) -> ImageDataset:
-        return load(root, **options)
-
-    for read in (own, hips):
+    for loader in (load_manifest, load_hip_fracture):
+        read = functools.partial(loader, root, image_size=SIZE, channels=1, seed=0)
         assert read(window=(0, 2000)).images[:, 0, 20, 30].tolist() == [0, 128]
         assert read(window="0,4000").images[:, 0, 20, 30].tolist() == [0, 64]
         with pytest.raises(ImageError, match="window"):

@@ -382,13 +382,13 @@ def test_every_way_to_pack_is_read(root: Path, method: int) -> None:
 def test_batches_change_nothing_and_bound_what_is_read_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load(root)
     wanted: list[int] = []
-    read = npz.Rows.read
+    read = npz.Member.read
 
-    def spy(rows: npz.Rows, count: int) -> Any:
+    def spy(rows: npz.Member, count: int) -> Any:
         wanted.append(count)
         return read(rows, count)
 
-    monkeypatch.setattr(npz.Rows, "read", spy)
+    monkeypatch.setattr(npz.Member, "read", spy)
     monkeypatch.setattr(medmnist, "BATCH", 5 * 40 * 40)
     for workers in (1, 3):
         monkeypatch.setenv("MASKAUG_CACHE", str(root / f"cache{workers}"))
