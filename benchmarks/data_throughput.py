@@ -27,7 +27,8 @@ from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
 from maskaug.envs.images import Reading, read_fitted, resize
 from maskaug.envs.loading import load_listing
-from maskaug.envs.mura import BODY_PARTS, FOLDER, list_mura
+from maskaug.envs.mura import list_mura
+from maskaug.envs.mura_lists import BODY_PARTS, FOLDER
 from maskaug.envs.registration import register_envs
 from maskaug.envs.rows import Rows
 from maskaug.envs.sources import check_workers

@@ -396,7 +396,7 @@ def load_dataset(
     if path is None:
         # Several data sets have one stand-in: under one name it is drawn once.
         name, options = "synthetic", {"kind": spec.stand_in, **options}
-    key = (name, None if path is None else str(path.resolve()), size, channels, seed)
+    key = (name, None if path is None else str(path.resolve()), size, channels, seed, _lists(path))
     # What is remembered is found by its options, and a list could not be looked up.
     given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     everything = _load_parts(key, tuple(sorted(given.items())))
@@ -410,14 +410,23 @@ def load_dataset(
 
 
 @functools.lru_cache(maxsize=4)
-def _load_parts(key: tuple[str, str | None, int, int, int], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
+def _load_parts(key: tuple[str, str | None, int, int, int, Any], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
     # A training and an evaluation environment ask for two splits of the same images: read or draw them once.
-    name, root, image_size, channels, seed = key
+    name, root, image_size, channels, seed, _ = key
     if root is None:
         from maskaug.envs.synthetic import make_synthetic
 
         return make_synthetic(image_size=image_size, channels=channels, seed=seed, **dict(options))
     return read_dataset(name, Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
+
+
+def _lists(root: Path | None) -> tuple[tuple[str, int, int], ...]:
+    # Somebody who mends a list in a notebook wants to see what it says now.
+    if root is None:
+        return ()
+    with os.scandir(root) as found:
+        stats = [(file.name, file.stat()) for file in found if file.name.lower().endswith((".csv", ".npz"))]
+    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
 
 
 def read_dataset(

@@ -68,7 +68,7 @@ def test_the_order_the_masks_and_the_boxes_of_a_list_make_another_array(listing:
     assert data.regions is not None
     assert np.asarray(data.regions)[0, 10:20].all()
     assert len(decoded) == 9
-    boxed = [dataclasses.replace(first, masks=(), box=(0, 0, 40, size)) for size in (5, 7)]
+    boxed = [dataclasses.replace(first, masks=(), boxes=((0, 0, 40, size),)) for size in (5, 7)]
     for size, entry in zip((5, 7), boxed, strict=True):
         data = load(dataclasses.replace(listing, entries=(entry, second, third)))
         assert data.regions is not None

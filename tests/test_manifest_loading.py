@@ -285,3 +285,12 @@ def test_an_example_with_dicom_files(tmp_path: Path) -> None:
     assert np.abs(np.subtract(load(root).images[:], plain.images[:], dtype=int)).max() <= 32
     again = write_example(tmp_path / "again", n=30, dicom=True)
     assert (again / "manifest.csv").read_bytes() == (root / "manifest.csv").read_bytes()
+
+
+def test_a_list_that_was_mended_is_read_again_in_the_same_process(tmp_path: Path) -> None:
+    root = write_example(tmp_path)
+    lines = (root / "manifest.csv").read_text().splitlines()
+    before = load_dataset("manifest", root=root, split="all", image_size=SIZE)
+    assert load_dataset("manifest", root=root, split="all", image_size=SIZE) is before
+    (root / "manifest.csv").write_text("\n".join(lines[:-1]) + "\n")
+    assert len(load_dataset("manifest", root=root, split="all", image_size=SIZE)) == len(before) - 1
