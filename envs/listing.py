@@ -6,11 +6,20 @@ Loading (`maskaug.envs.loading`) and checking (`maskaug data check`) both start 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from maskaug.envs.datasets import dataset_spec, find_root
+from maskaug.envs.errors import ConfigurationError, DatasetError
 
 #: "error": it cannot be loaded. "warning": loading goes on and says so. "note": told by `maskaug data check` alone.
 Severity = Literal["error", "warning", "note"]
+
+Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,7 +34,8 @@ class Entry:
         study: the study that it belongs to, or None.
         split: "train", "val" or "test" by the data set's own division, or None.
         masks: files whose union is the region.
-        box: the region instead: (x0, y0, x1, y1) in pixels of the upright picture, x1 and y1 exclusive.
+        boxes: rectangles that belong to the region too: (x0, y0, x1, y1) in pixels of the upright picture, x1 and y1
+            exclusive; a pixel that one covers in part is inside.
         sha256: of the picture's file, as hexadecimal digits, where the data set gives it.
     """
 
@@ -36,7 +46,7 @@ class Entry:
     study: str | None = None
     split: str | None = None
     masks: tuple[Path, ...] = ()
-    box: tuple[float, float, float, float] | None = None
+    boxes: tuple[Box, ...] = ()
     sha256: str | None = None
 
 
@@ -71,9 +81,14 @@ class Listing:
             None: all.
         problems: what the reader noticed without opening a picture. Files that are missing are looked for later.
         colour: whether three channels are the pictures' colours; else they are the grey values, three times.
+        plane: the one of the pictures' red (0), green (1) and blue (2) that is read as their grey; None: luma.
+        label_from_region: no entry has a label; it is 1 where the region marks a pixel of the picture, else 0, so that
+            the classes are only known once the masks are read (`maskaug.envs.loading.decode`).
         regions: whether regions are known; an entry without masks and box then has an empty one.
-        validation: the share of the train part that is carved off for validation, by group, where `Entry.split` says
-            "train" and "test" alone; 0: none.
+        validation: the share of the train part that is carved off for validation, by group, where `Entry.split` never
+            says "val"; 0: none.
+        confined: whether a file that turns out to lie outside `root`, by a link, is refused when it is opened. For
+            lists that somebody else may have written.
         tree: what the folder was expected to look like, for errors.
         licence: under which terms the images may be used.
         citation: what to cite.
@@ -87,8 +102,69 @@ class Listing:
     chosen: tuple[int, ...] | None = None
     problems: tuple[Problem, ...] = ()
     colour: bool = False
+    plane: int | None = None
+    label_from_region: bool = False
     regions: bool = False
     validation: float = 0.0
+    confined: bool = False
     tree: str = ""
     licence: str = "unknown"
     citation: str = ""
+
+
+def list_dataset(name: str, root: str | os.PathLike[str] | None = None, **options: Any) -> Listing:
+    """What lies in the folder of a named data set. Never its stand-in.
+
+    Args:
+        name: a registered data set that is a folder of picture files.
+        root: its folder; None: looked for below `MASKAUG_DATA`.
+        **options: those of the data set's options that choose among its images (`listing_options`).
+
+    Raises:
+        DatasetError: no folder, or not what was expected there.
+        ConfigurationError: an unknown name or option, or a data set that is no folder of picture files.
+    """
+    folder = dataset_folder(name, root)
+    known = listing_options(name)
+    if unknown := set(options) - known:
+        raise ConfigurationError(
+            f"unknown option {', '.join(sorted(unknown))} for listing the data set {name!r}; it knows "
+            f"{', '.join(sorted(known)) or 'no options'}"
+        )
+    return _lister(name)(folder, **options)
+
+
+def listing_options(name: str) -> frozenset[str]:
+    """The keywords of a data set's lister.
+
+    Raises:
+        ConfigurationError: an unknown name, or a data set that is no folder of picture files.
+    """
+    return frozenset(inspect.signature(_lister(name)).parameters) - {"root"}
+
+
+def dataset_folder(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+    """`find_root`, where real data is needed.
+
+    Raises:
+        DatasetError: there is none.
+        ConfigurationError: an unknown name, or synthetic images, which no folder holds.
+    """
+    if name == "synthetic":
+        raise ConfigurationError("synthetic images are drawn, so that there is nothing to list or check; name another")
+    path = find_root(name, root)
+    if path is None:
+        raise DatasetError(
+            f"no data of {name!r} was found; give its folder as root (--root), or set MASKAUG_DATA to the folder that "
+            f"holds {dataset_spec(name).folder!r}"
+        )
+    return path
+
+
+def _lister(name: str) -> Callable[..., Listing]:
+    lister = dataset_spec(name).lister
+    if lister is None:
+        raise ConfigurationError(f"{name!r} is no folder of picture files, and cannot be listed; load it instead")
+    module, function = lister.split(":")
+    found: Callable[..., Listing] = getattr(importlib.import_module(module), function)
+    return found

@@ -186,7 +186,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[APGA, Path]:
 
 def test_a_loaded_agent_predicts_the_same_without_an_environment(saved: tuple[APGA, Path]) -> None:
     agent, path = saved
-    images = marker_images(8, 7).images
+    images = np.asarray(marker_images(8, 7).images)
     loaded = APGA.load(path)
     assert loaded.env is None
     assert loaded.settings == agent.settings
@@ -202,7 +202,7 @@ def test_a_loaded_agent_predicts_the_same_without_an_environment(saved: tuple[AP
 def test_a_loaded_agent_goes_on_learning_from_what_it_knew(saved: tuple[APGA, Path]) -> None:
     agent, path = saved
     loaded = APGA.load(path, env=marker_env())
-    images = marker_images(8, 7).images
+    images = np.asarray(marker_images(8, 7).images)
     assert np.array_equal(loaded.scores(images), agent.scores(images))
     for mine, its in zip(loaded.policy.parameters(), agent.averaged.module.parameters(), strict=True):
         assert torch.equal(mine, its)

@@ -1,0 +1,76 @@
+"""Reading the files of one entry for a check: what is known of the picture, or what is wrong with it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from maskaug.envs.duplicates import Fingerprint, fingerprint
+from maskaug.envs.errors import DatasetError, ImageError
+from maskaug.envs.findings import Item
+from maskaug.envs.images import Reading
+from maskaug.envs.listing import Entry, Listing
+from maskaug.envs.loading import confine, decode
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """A picture that could be read.
+
+    Attributes:
+        file: the SHA-256 of its file.
+        print: what it is known again by.
+        marked: whether its region is not empty; without regions False.
+    """
+
+    file: bytes
+    print: Fingerprint
+    marked: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a picture cannot be used: a kind of `maskaug.envs.findings.KINDS`, and what is told of it."""
+
+    kind: str
+    item: Item
+
+
+def look_at(entry: Entry, listing: Listing, reading: Reading) -> Look | Trouble:
+    """Read one entry's files as loading does, once; what is wrong with them is returned, not raised."""
+    name = entry.name
+    try:
+        entry = confine(entry, listing)
+        with entry.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        if entry.sha256 is not None and digest.hexdigest() != entry.sha256.lower():
+            return Trouble("sha256", Item((name,), f"is {digest.hexdigest()}, expected {entry.sha256}"))
+        planes, marked = decode(entry, reading, listing)
+    except OSError as error:
+        return Trouble("unreadable", Item((name,), error.strerror or "cannot be opened"))
+    except ImageError as error:
+        return Trouble("unreadable", Item((below(Path(error.path), listing),), error.reason))
+    except DatasetError as error:
+        return Trouble("mask", Item((name,), str(error)))
+    return Look(digest.digest(), fingerprint(planes[: reading.channels]), marked)
+
+
+def each(function: Callable[[T], R], items: Sequence[T], name: str, workers: int | None) -> list[R]:
+    """`function` of all items, in order, from threads, with a progress bar on a terminal's stderr."""
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        done = pool.map(function, items)
+        return list(tqdm(done, total=len(items), desc=f"checking {name}", unit="image", disable=None, leave=False))
+
+
+def below(path: Path, listing: Listing) -> str:
+    """A path as tables print it."""
+    return path.relative_to(listing.root).as_posix() if path.is_relative_to(listing.root) else str(path)
