@@ -47,9 +47,9 @@ class CellFeatures(BaseFeaturesExtractor):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] → (N, features_dim)."""
-        maps = self.network(images)
+        maps: Tensor = self.network(images)
         if not self.patch_cells:
-            return maps.flatten(1)
+            return torch.flatten(maps, 1)
         side = self.patch_cells
         kernel = torch.eye(side * side, device=maps.device).reshape(1, side * side, side, side) / side**2
         corners: Tensor = functional.conv2d(maps, kernel)
