@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import gymnasium as gym
 
-from maskaug.agents.agent import MaskAgent
+from maskaug.agents.base import Agent
 from maskaug.agents.masker import AGENTS
 from maskaug.benchmarks.classifiers import classifier_scores
 from maskaug.benchmarks.early_stopping import EarlyStopping, epoch_timesteps
@@ -141,7 +141,7 @@ def train(
     )
     game = vector.game
 
-    def judging(current: MaskAgent) -> RewardModel:
+    def judging(current: Agent) -> RewardModel:
         # The environment's judge has learnt nothing where the agent trains its own and plays no masks.
         own = None if "reward_model" in env else current.own_judge
         if own is None:
@@ -154,7 +154,7 @@ def train(
     if checkpoint is None:
         start_judge(game, files.get("imagenet"))
 
-    def new_agent() -> MaskAgent:
+    def new_agent() -> Agent:
         made = AGENTS[agent_name](vector, seed=seed, device=device, **settings)
         if checkpoint is None:
             start_agent(made, files)
@@ -224,7 +224,7 @@ def train(
         agent.save_checkpoint(folder.checkpoint_path(agent.num_timesteps), **extra)
         folder.tidy()
 
-    def after_update(current: MaskAgent, metrics: Mapping[str, float]) -> bool:
+    def after_update(current: Agent, metrics: Mapping[str, float]) -> bool:
         nonlocal last_saved
         looked = {} if stopping is None else stopping.look(current)
         folder.log(current.num_timesteps, {**metrics, **looked})
