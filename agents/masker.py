@@ -16,13 +16,14 @@ from maskaug.agents.checkpoint import CheckpointError, read_state
 from maskaug.agents.distilled import Distilled
 from maskaug.agents.end_to_end import EndToEnd
 from maskaug.agents.intelligent_masking import IntelligentMasking
+from maskaug.agents.sb3_agent import SB3Agent
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 
 #: every agent whose file `load_masker` and the command line can read.
 AGENTS: dict[str, type[Agent]] = {
     "APGA": APGA, "IntelligentMasking": IntelligentMasking, "Distilled": Distilled,
-    "EndToEnd": EndToEnd,
+    "EndToEnd": EndToEnd, "SB3Agent": SB3Agent,
 }  # fmt: skip
 
 

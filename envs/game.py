@@ -376,6 +376,11 @@ class MaskGame:
         under_way = torch.from_numpy(self._step > 0).to(self.device)
         return torch.where(under_way[:, None, None, None], self._seen, images)
 
+    @property
+    def selected(self) -> Tensor:
+        """(N, *rule.shape) bool, a copy: what this episode's masks so far have selected; with steps=1 nothing."""
+        return self._selected.clone()
+
     def _look(self) -> Scene:
         if self._scene is None:
             index, picture = self.index, self.picture
