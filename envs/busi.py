@@ -24,11 +24,11 @@ from maskaug.envs.cache import cached_array
 from maskaug.envs.crops import GEOMETRY, choose_crops
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.fitting import fit_plane
 from maskaug.envs.images import (
     MAX_PIXELS,
     Reading,
     fit_region,
-    read_fitted,
     read_grey,
     read_mask,
     resize,
@@ -234,9 +234,9 @@ _Note = tuple[list[str], npt.NDArray[np.float32]]
 
 
 def _decode(item: Entry, reading: Reading) -> tuple[npt.NDArray[np.uint8], _Note]:
-    # Thumbnails are of the picture as it is, whatever `fit` makes of it: decoded twice, and once for all.
     image, region = _read(item, reading.max_pixels)
-    planes = np.concatenate([read_fitted(item.path, reading)[0], fit_region(region, reading)[None].astype(np.uint8)])
+    planes = np.stack([fit_plane(image, reading.fit, reading.size), fit_region(region, reading).astype(np.uint8)])
+    # Thumbnails are of the picture as it is, whatever `fit` makes of it.
     return planes[None], ([item.name], thumbnail(image))
 
 

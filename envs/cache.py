@@ -58,6 +58,7 @@ def cached_array(
     expected: Mapping[Path, str] | None = None,
     confine: bool = False,
     workers: int | None = None,
+    unit: str = "image",
 ) -> Cached:
     """The rows of all `items`, in their order, decoded at most once.
 
@@ -79,6 +80,7 @@ def cached_array(
         expected: the SHA-256 that sources must have, as hexadecimal digits.
         confine: whether a source that turns out to lie outside `root`, by a link, is refused rather than hashed.
         workers: threads that decode; None: one for each core that this process may use.
+        unit: what the progress bar calls an item.
 
     Raises:
         DatasetError: a source cannot be looked at, or changed while it was read. Whatever `decode` raises passes
@@ -115,7 +117,7 @@ def cached_array(
             entry.sweep()
             entry.sweep_killed()
         builder = stack.enter_context(Builder(entry.folder, stem, failure))
-        notes = _decode_all(name, builder, known, items, decode, threads)
+        notes = _decode_all(name, unit, builder, known, items, decode, threads)
         if math.prod(builder.shape) == 0:
             raise TypeError(f"a cache holds at least one value, got the shape {builder.shape}")
         known.check_unchanged()
@@ -136,7 +138,7 @@ def cached_array(
 
 
 def _decode_all(
-    name: str, builder: Builder, known: Sources, items: Sequence[T], decode: Decoder[T], threads: int
+    name: str, unit: str, builder: Builder, known: Sources, items: Sequence[T], decode: Decoder[T], threads: int
 ) -> list[Any]:
     # Each source is hashed just before the item that is likely to read it: one of the two finds it in memory.
     def one(i: int) -> tuple[npt.NDArray[np.uint8], Any]:
@@ -148,7 +150,7 @@ def _decode_all(
     notes = []
     with (
         contextlib.closing(in_order(one, range(len(items)), threads)) as decoded,
-        tqdm(total=len(items), desc=f"decoding {name}", unit="image", disable=None, leave=False) as bar,
+        tqdm(total=len(items), desc=f"decoding {name}", unit=unit, disable=None, leave=False) as bar,
     ):
         for rows, note in decoded:
             builder.append(rows)

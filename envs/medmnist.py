@@ -163,6 +163,7 @@ def load_medmnist(
             items=[(part, number) for part in parts for number in range(len(part))],
             decode=lambda item: (_fit(item[0].take(item[1]), image_size, stored), None),
             workers=workers,
+            unit="batch",
         )
     return ImageDataset(
         name=file.stem,

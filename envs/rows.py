@@ -45,7 +45,7 @@ class RowFile:
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise DatasetError(f"{path} cannot be opened ({error.strerror}); load the data set again") from error
+            raise DatasetError(f"{path} cannot be opened ({error.strerror}); start again to rebuild it") from error
         # Not __del__: that would not run for what is alive when the interpreter ends.
         weakref.finalize(self, os.close, self.descriptor)
         if os.fstat(self.descriptor).st_size < offset + shape[0] * self.row:
@@ -72,13 +72,13 @@ class RowFile:
                     done += got
                 start += done
         except OSError as error:
-            raise DatasetError(f"{self.path} cannot be read ({error.strerror}); load the data set again") from error
+            raise DatasetError(f"{self.path} cannot be read ({error.strerror}); start again to rebuild it") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RowFile, (self.path, self.offset, self.shape)
 
     def _cut(self) -> DatasetError:
-        return DatasetError(f"{self.path} is shorter than its {self.shape[0]} images; load the data set again")
+        return DatasetError(f"{self.path} is shorter than its {self.shape[0]} images; start again to rebuild it")
 
 
 class Rows:

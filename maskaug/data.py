@@ -128,7 +128,7 @@ def as_text(report: Report, limit: int) -> str:
 _DIVISIONS = {
     "official": "the data set's own parts",
     "carved": "the data set's own parts; validation is carved from train by patient, seed {seed}",
-    "groups": "no official parts: 70/15/15 by patient, seed {seed}",
+    "groups": "no official parts: 70/15/15 by patient (where none are known, by group or picture), seed {seed}",
 }
 
 

@@ -302,6 +302,11 @@ def test_the_bar_is_for_a_terminal_alone(
     monkeypatch.setattr(cache, "tqdm", seen)
     reader.load(state="again")
     assert bars == [{"total": 3, "desc": "decoding toy", "unit": "image", "disable": None, "leave": False}]
+    files = reader.sources()
+    cached_array(
+        "toy", root=reader.root, sources=files, parameters={"b": 1}, items=files, decode=reader.decode, unit="batch"
+    )
+    assert bars[1]["unit"] == "batch"
 
 
 def test_a_folder_or_nothing_is_no_source(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from maskaug.envs import loading
 from maskaug.envs.cache import cache_folder
-from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Entry, Listing
@@ -154,3 +155,18 @@ def test_files_that_are_no_files_are_missing_and_those_behind_a_locked_door_an_e
 def test_workers_reach_the_cache(listing: Listing) -> None:
     with pytest.raises(ConfigurationError, match="workers=0"):
         load(listing, workers=0)
+
+
+def test_garbage_is_seldom_collected_while_a_data_set_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def loader(root: Path, **_: Any) -> ImageDataset:
+        found.append(gc.get_threshold()[0])
+        raise DatasetError("enough")
+
+    monkeypatch.setattr("maskaug.envs.mura.load_mura", loader)
+    before = gc.get_threshold()
+    with pytest.raises(DatasetError, match="enough"):
+        load_dataset("mura", root=Path(__file__).parent)
+    assert gc.get_threshold() == before
+    assert found == [200_000]

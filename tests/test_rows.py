@@ -141,7 +141,7 @@ def test_the_file_is_open_as_long_as_it_is_used(tmp_path: Path) -> None:
     # Another process may have replaced the entry: who has it open reads on.
     assert same(view[:], WHOLE[[3, 1]])
     packed = pickle.dumps(view)
-    with pytest.raises(DatasetError, match=r"rows\.npy cannot be opened .*; load the data set again"):
+    with pytest.raises(DatasetError, match=r"rows\.npy cannot be opened .*; start again to rebuild it"):
         pickle.loads(packed)  # noqa: S301
     del view
     gc.collect()
@@ -154,7 +154,7 @@ def test_a_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path: Path) -> No
     os.truncate(tmp_path / "rows.npy", HEADER + WHOLE[:4].size + 7)
     assert same(view[:4], WHOLE[:4])
     for key in (4, slice(0, 6), [22]):
-        with pytest.raises(DatasetError, match=r"rows\.npy is shorter than its 23 images; load the data set again"):
+        with pytest.raises(DatasetError, match=r"rows\.npy is shorter than its 23 images; start again to rebuild it"):
             view[key]
     with pytest.raises(DatasetError, match="is shorter than"):
         RowFile(tmp_path / "rows.npy", HEADER, WHOLE.shape)

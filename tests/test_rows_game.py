@@ -132,7 +132,7 @@ def play(env: Any, tensors: bool) -> list[Any]:
         if step == 4:
             seen.append(env.unwrapped.game.state()["data"])
     seen += list(env.unwrapped.render())
-    return [np.array(value) for value in seen if not isinstance(value, str)] + [s for s in seen if isinstance(s, str)]
+    return [value.numpy().copy() if isinstance(value, torch.Tensor) else value for value in seen]
 
 
 @pytest.mark.parametrize("tensors", [False, True])
