@@ -195,8 +195,8 @@ def train(
     if agent.plays_no_masks:
         taught = "trained by the agent" if "reward_model" not in env else "not asked"
     say(
-        f"{agent_name} on {env_id}: {len(train_set)} images of {train_set.name} ({train_set.source}), "
-        f"{num_envs} × {game.repeat} masks an update, {epoch} an epoch, judge {taught}, {game.device}"
+        f"{agent.title} on {env_id}: {len(train_set)} images of {train_set.name} ({train_set.source}), "
+        f"{num_envs} at a time × {game.repeat} tries, {epoch} masks an epoch, judge {taught}, {game.device}"
     )
     results: dict[str, float] = {}
     if warm_start:
@@ -264,7 +264,7 @@ def train(
         **(classifier_scores(judge, held_out, game.device).flat if classifies else {}),
     }
     folder.results(results)
-    heading = heading_of(agent_name, check_set, report)
+    heading = heading_of(agent.title, check_set, report)
     picture = masks_picture(agent, check_set, judged, game.fill, heading=heading)
     folder.image("masks", picture, agent.num_timesteps)
     save_picture(str(out / "masks.png"), picture)
