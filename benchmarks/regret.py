@@ -66,11 +66,15 @@ def frozen_reconstructor(
 
 
 def normalised_rewards(held_out: MaskVectorEnv, maskers: Mapping[str, Any]) -> dict[str, float]:
-    """ "random" and "oracle", the mean and the best reward of all patches; of each masker "….reward", "….normalised".
+    """How near each masker comes to the best patch.
 
     Args:
         held_out: an evaluation environment, action="patch".
         maskers: name → whatever has `predict`.
+
+    Returns:
+        "random" and "oracle", the mean and the best reward of all patches; of each masker "….reward" and
+        "….normalised", (achieved − random) ÷ (oracle − random).
     """
     images = held_out.dataset.images
     every = held_out.game.action_rewards(np.arange(len(held_out.dataset)))

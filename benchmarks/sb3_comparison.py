@@ -131,8 +131,7 @@ def learn(arm: str, keywords: Mapping[str, Any], seed: int, timesteps: int) -> t
 
 def one_seed(settings: ComparisonSettings, seed: int) -> dict[str, float]:
     """Flat figures of one seed: "arm" → normalised reward or retention, "swapped.arm", "random", …, "cpu_s.arm"."""
-    play = (_reconstruction if settings.game == "reconstruction" else _classification)(settings, seed)
-    return play
+    return (_reconstruction if settings.game == "reconstruction" else _classification)(settings, seed)
 
 
 def _reconstruction(settings: ComparisonSettings, seed: int) -> dict[str, float]:
