@@ -182,10 +182,8 @@ def comparison(
     columns |= {f"{arm} − {first}": [row[arm] - row[first] for row in rows] for arm in settings.arms[1:]}
     summary: dict[str, float] = {}
     what = "normalised reward" if settings.game == "reconstruction" else "share of the region kept"
-    say(
-        f"\n{what}, {settings.timesteps} masks, {seeds} seeds, {settings.split} split".ljust(58)
-        + "mean   95 % interval"
-    )
+    say(f"\n{what}, {settings.timesteps} masks, {seeds} seeds, {settings.split} split")
+    say(f"{'':<54}{'mean':>8}   95 % interval")
     for name, values in columns.items():
         summary[f"{name}.mean"] = float(np.mean(values))
         low = high = float("nan")
