@@ -200,6 +200,7 @@ def _list(dataset: str, root: Path, manifest: str, classes: Classes | None) -> L
         regions=any(entry.masks or entry.boxes for entry in entries),
         validation=VALIDATION,
         confined=True,
+        variant=manifest,
         tree=tree,
     )
 
