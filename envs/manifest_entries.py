@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import re
@@ -24,10 +25,15 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?", re.ASCII)
-_BOX = re.compile(r"[\s,]+".join([r"([+-]?\d{1,9}(?:\.\d{0,15})?)"] * 4), re.ASCII)
+_SEPARATORS = re.compile(r"[\s,]+", re.ASCII)
 _NOTHING = re.compile(r"\b(nan|inf)\b", re.IGNORECASE)
-# What boxes are made of, also wrong ones; with a separator in it this is no file's name.
-_NUMERIC = re.compile(r"[\d\s.,;:+\-\[\](){}]*[\s,;\[\](){}][\d\s.,;:+\-\[\](){}]*", re.ASCII)
+# What boxes are made of, also wrong ones; with a bracket or a separator in it this is no file's name.
+_APART = frozenset(" \t\n\r\v\f,;[](){}")
+_NUMERIC = _APART | frozenset("0123456789.:+-")
+#: What tables write where there is nothing. It might as well mean "unknown", so that it is not taken for either.
+_NULLS = frozenset({"nan", "-nan", "none", "null", "nil", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a", "nat"})
+#: No picture is that large.
+_FAR = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,13 +238,20 @@ def _region(region: str, paths: Confinement) -> tuple[tuple[str, ...], tuple[Box
         piece = piece.strip()
         if not piece:
             raise _RowError("region", f"the region {_short(region)} has an empty part; put one | between two of them")
-        box = _BOX.fullmatch(piece)
-        if box is None:
-            if _NUMERIC.fullmatch(_NOTHING.sub("0", piece)):
-                raise _RowError("region", f"the region {_short(piece)} is no box; write x0 y0 x1 y1, in pixels")
+        if piece.casefold() in _NULLS:
+            raise _RowError(
+                "region",
+                f"the region {_short(piece)} says nothing; leave the cell blank where nothing is there (a mask of this "
+                f"name is written ./{piece})",
+            )
+        numbers = _numbers(piece)
+        if numbers is None:
             masks.append(_accept("region", piece, paths))
             continue
-        x0, y0, x1, y1 = map(float, box.groups())
+        if len(numbers) != 4 or not all(abs(number) < _FAR for number in numbers):
+            named = f" (a mask of this name is written ./{piece})" if len(numbers) == 1 and len(piece) < 120 else ""
+            raise _RowError("region", f"the region {_short(piece)} is no box; write x0 y0 x1 y1, in pixels{named}")
+        x0, y0, x1, y1 = numbers
         # A box that was drawn by hand may overlap the border by a pixel.
         if not (-1 <= x0 < x1 and -1 <= y0 < y1):
             raise _RowError(
@@ -248,6 +261,20 @@ def _region(region: str, paths: Confinement) -> tuple[tuple[str, ...], tuple[Box
             )
         boxes.append((x0, y0, x1, y1))
     return tuple(masks), tuple(boxes)
+
+
+def _numbers(piece: str) -> list[float] | None:
+    """The numbers that a region is made of, in any notation; none where it is numbers that cannot be read; None: a path.
+
+    No regular expression: of a cell that is as long as one may be, it would try all the ways to divide it.
+    """
+    # Python would also take 1_000, and digits of other scripts.
+    if not piece.isascii() or "_" in piece:
+        return None
+    with contextlib.suppress(ValueError):
+        return [float(word) for word in _SEPARATORS.split(piece)]
+    letters = set(_NOTHING.sub("0", piece))
+    return [] if letters <= _NUMERIC and letters & _APART else None
 
 
 def _classes(rows: Sequence[_Row], classes: Classes | None, file: str) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,18 @@ def test_the_manifest_is_a_plain_file_of_the_root(tmp_path: Path) -> None:
         ("a.png,0,P,,train,[1 2 3 4],", "region", "is no box"),
         ("a.png,0,P,,train,1 2 nan 4,", "region", "is no box"),
         ("a.png,0,P,,train,1 2 inf 4,", "region", "is no box"),
+        ("a.png,0,P,,train,1 2 -Infinity 4,", "region", "is no box"),
+        ("a.png,0,P,,train,1 2 1e400 4,", "region", "is no box"),
+        ("a.png,0,P,,train,1e0 2 3,", "region", "'1e0 2 3' is no box"),
+        ("a.png,0,P,,train,0.0,", "region", r"'0.0' is no box; .*\(a mask of this name is written ./0.0\)"),
+        ("a.png,0,P,,train,nan,", "region", r"'nan' says nothing; leave the cell blank .*is written ./nan\)"),
+        ("a.png,0,P,,train,NaN,", "region", "'NaN' says nothing"),
+        ("a.png,0,P,,train,None,", "region", "'None' says nothing"),
+        ("a.png,0,P,,train,NULL,", "region", "'NULL' says nothing"),
+        ("a.png,0,P,,train,N/A,", "region", "'N/A' says nothing"),
+        ("a.png,0,P,,train,<NA>,", "region", "'<NA>' says nothing"),
+        ("a.png,0,P,,train,m.png|nan,", "region", "'nan' says nothing"),
+        ("a.png,0,P,,train,3e0 9 2E0 10,", "region", "'3e0 9 2E0 10' is empty or begins outside"),
         ("a.png,0,P,,train,1 2 33333333333333333333 4,", "region", "is no box"),
         ("a.png,0,P,,train,5 2 5 4,", "region", "is empty or begins outside"),
         ("a.png,0,P,,train,5 9 6 4,", "region", "is empty or begins outside"),
@@ -168,6 +181,33 @@ def test_a_wrong_row_is_told_by_its_line(tmp_path: Path, row: str, kind: str, wo
     assert [entry.name for entry in listing.entries] == ["ok.png", "ok2.png"]
     with pytest.raises(DatasetError, match=f"manifest.csv, row 5: .*{words}"):
         load(listing.root)
+
+
+@pytest.mark.parametrize(
+    ("region", "box"),
+    [
+        ("1e3 0 2000 5", (1000, 0, 2000, 5)),
+        ("1E+3,0.0,2e3,.5e1", (1000, 0, 2000, 5)),
+        ("1.e3  -1e-1 2000. +5", (1000, -0.1, 2000, 5)),
+        ("10 0.000000000000000000001 20 5", (10, 1e-21, 20, 5)),
+    ],
+)
+def test_a_box_may_be_written_in_any_notation(tmp_path: Path, region: str, box: tuple[float, ...]) -> None:
+    (entry,) = listed(tmp_path, f'path,region\na.png,"{region}"\n').entries
+    assert (entry.boxes, entry.masks) == ((box,), ())
+
+
+@pytest.mark.parametrize("region", ["./nan", "./7", "./1e3", "1_000", "none.png", "7.png", "m/7", "١ ٢ ٣ ٤"])
+def test_a_mask_may_be_called_like_a_number(tmp_path: Path, region: str) -> None:
+    (entry,) = listed(tmp_path, f"path,region\na.png,{region}\n").entries
+    assert (entry.boxes, entry.masks) == ((), (tmp_path / "root" / region,))
+
+
+def test_a_long_region_is_refused_at_once(tmp_path: Path) -> None:
+    for region in ("1 " * 60_000 + "x", "1" * 120_000, "1" * 120_000 + "x", "(" * 120_000 + "x", "nan " * 30_000):
+        began = time.process_time()
+        assert [problem.kind for problem in errors(listed(tmp_path, f"path,region\na.png,{region}\n"))] == ["region"]
+        assert time.process_time() - began < 2
 
 
 def test_all_wrong_rows_are_told_in_their_order(tmp_path: Path) -> None:
