@@ -184,7 +184,18 @@ def _read(root: Path, file: Path, name: str, problems: _Problems) -> list[_Row]:
             problems.add(line, error.kind, str(error))
         else:
             rows.append(row)
-    return rows
+    return [row for row in rows if not _photographed(row, lines, problems)]
+
+
+def _photographed(row: _Row, lines: dict[str, int], problems: _Problems) -> bool:
+    """Whether a mask of the row is a picture of the list: nearly all of a photo is not zero, and so inside."""
+    for mask in row.masks:
+        if (line := lines.get(mask)) is not None:
+            whose = "the picture itself" if mask == row.name else f"the picture of row {line}"
+            message = f"the mask {_short(mask)} is {whose}; write the mask's file, or remove its row among the pictures"
+            problems.add(row.line, "region", message)
+            return True
+    return False
 
 
 def _row(line: int, cells: Sequence[str], paths: Confinement, share: dict[str, str]) -> _Row:
@@ -193,8 +204,6 @@ def _row(line: int, cells: Sequence[str], paths: Confinement, share: dict[str, s
         raise _RowError("path", "the path is blank; write the picture's file, or remove the row")
     name = _accept("path", path, paths)
     masks, boxes = _region(region, paths) if region else ((), ())
-    if name in masks:
-        raise _RowError("region", f"the mask {_short(name)} is the picture itself; write its mask's file")
     part = split and _SPLITS.get(split.casefold())
     if part is None:
         raise _RowError("split", f"the split {_short(split)} is unknown; write train, val (valid, validation) or test")
@@ -264,7 +273,7 @@ def _region(region: str, paths: Confinement) -> tuple[tuple[str, ...], tuple[Box
 
 
 def _numbers(piece: str) -> list[float] | None:
-    """The numbers that a region is made of, in any notation; none where it is numbers that cannot be read; None: a path.
+    """The numbers that a region is made of, in any notation; [] if they cannot be read; None: it is a path.
 
     No regular expression: of a cell that is as long as one may be, it would try all the ways to divide it.
     """

@@ -148,6 +148,7 @@ def test_the_manifest_is_a_plain_file_of_the_root(tmp_path: Path) -> None:
         (f"a.png,0,P,,train,,{'g' * 64}", "sha256", "has 64 digits"),
         ("a.png,0,P,,train,../m.png,", "region", r"the mask '../m.png' has '\.\.' in it"),
         ("a.png,0,P,,train,a.png,", "region", "the mask 'a.png' is the picture itself"),
+        ("a.png,0,P,,train,m.png|./ok.png,", "region", "the mask 'ok.png' is the picture of row 2; write the mask's"),
         ("a.png,0,P,,train,m.png|,", "region", "has an empty part"),
         ("a.png,0,P,,train,1 2 3,", "region", "'1 2 3' is no box; write x0 y0 x1 y1, in pixels"),
         ("a.png,0,P,,train,1 2 3 4 5,", "region", "is no box"),
@@ -218,6 +219,18 @@ def test_all_wrong_rows_are_told_in_their_order(tmp_path: Path) -> None:
     assert [entry.name for entry in listing.entries] == ["e.png"]
     with pytest.raises(DatasetError, match=r"row 2: .*\(and 5 more: `maskaug data check manifest` lists them\)"):
         load(listing.root, class_names="0,1")
+
+
+def test_a_mask_that_is_a_picture_further_down_is_told_in_order(tmp_path: Path) -> None:
+    text = "path,region\na.png,c.png\n/b.png,m.png\nc.png,1 2 3 4\nd.png,m.png\ne.png,d.png\nf.png,m.png\n"
+    listing = listed(tmp_path, text)
+    assert [(problem.where.split()[-1], problem.kind) for problem in errors(listing)] == [
+        ("2", "region"),
+        ("3", "path"),
+        ("6", "region"),
+    ]
+    assert "'c.png' is the picture of row 4" in errors(listing)[0].message
+    assert [entry.name for entry in listing.entries] == ["c.png", "d.png", "f.png"]
 
 
 def test_a_row_after_an_open_quotation_mark_is_told_too(tmp_path: Path) -> None:
