@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import json
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -320,20 +321,37 @@ def _wrong_label(label: str, class_names: Sequence[str]) -> str:
 
 
 def _entry(root: Path, row: _Row, label: int | None, studies: bool) -> Entry:
-    # A study's name is often unique for its patient alone. What has none is a study by itself.
-    study = f"{row.patient}/{row.study}" if row.patient and row.study else row.study or row.name
+    study = _study(row) if studies else None
     shown = f"patient {row.patient}" if row.patient else f"study {row.study}" if row.study else row.name
     return Entry(
         row.name,
         root / row.name,
         label,
         shown,
-        study if studies else None,
+        study,
         row.split or None,
         tuple(root / mask for mask in row.masks) if row.masks else (),
         row.boxes,
         row.sha256,
     )
+
+
+def _study(row: _Row) -> str:
+    """What to call the row's study: never the same for two of them, and for most of them as one would write it.
+
+    A study's name is often unique for its patient alone, hence P1/S1. A picture without one is a study by itself,
+    ./a.png. Where a patient's or a study's name could be taken for more than that, it stands in quotation marks.
+    """
+    if not row.study:
+        return f"./{row.name}"
+    if not row.patient:
+        return _quoted(row.study) if row.study.startswith(("./", '"')) else row.study
+    odd = "/" in row.patient or row.patient.startswith('"') or row.patient == "."
+    return f"{_quoted(row.patient) if odd else row.patient}/{row.study}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _short(text: str) -> str:

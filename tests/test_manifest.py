@@ -315,17 +315,49 @@ def test_without_labels(tmp_path: Path) -> None:
 def test_who_belongs_together(tmp_path: Path) -> None:
     both = listed(tmp_path, "path,patient,study\na.png,P1,S1\nb.png,P2,S1\nc.png,P1,\nd.png,P1,S1\n")
     assert [entry.group for entry in both.entries] == ["patient P1", "patient P2", "patient P1", "patient P1"]
-    assert [entry.study for entry in both.entries] == ["P1/S1", "P2/S1", "c.png", "P1/S1"]
+    assert [entry.study for entry in both.entries] == ["P1/S1", "P2/S1", "./c.png", "P1/S1"]
     assert both.problems == ()
     study = listed(tmp_path, "path,study\na.png,S1\nb.png,\nc.png,S1\n")
     assert [entry.group for entry in study.entries] == ["study S1", "b.png", "study S1"]
-    assert [entry.study for entry in study.entries] == ["S1", "b.png", "S1"]
+    assert [entry.study for entry in study.entries] == ["S1", "./b.png", "S1"]
     alone = listed(tmp_path, "path\na.png\nb.png\n")
     assert [(entry.group, entry.study) for entry in alone.entries] == [("a.png", None), ("b.png", None)]
     for listing, instead in ((study, "study"), (alone, "picture")):
         (note,) = listing.problems
         assert (note.severity, note.kind) == ("note", "patient")
         assert f"each {instead} counts as one" in note.message
+
+
+ODD = ["a", "b", "a/b", "b/c", "/", "a/", "/b", ".", "./a", "./a.png", '"', '"a"', '"a/b"', "a\\/b", "a\\", "a|b", "1"]
+
+
+def test_two_studies_never_have_one_name(tmp_path: Path) -> None:
+    def quoted(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"'
+
+    who = [(patient, study) for patient in ODD for study in [*ODD, ""]] * 2
+    # Files without a suffix in folders, as DICOM files often are, look like a patient and a study.
+    names = ["/".join("ab"[int(bit)] for bit in f"{i:b}") for i in range(len(who))]
+    rows = [f"{name},{quoted(p)},{quoted(s)}\n" for name, (p, s) in zip(names, who, strict=True)]
+    listing = listed(tmp_path, "path,patient,study\n" + "".join(rows))
+    assert not errors(listing)
+    expected = [(p, s) if s else (name,) for name, (p, s) in zip(names, who, strict=True)]
+    studies = [known(entry.study) for entry in listing.entries]
+    assert len(set(zip(studies, expected, strict=True))) == len(set(studies)) == len(set(expected))
+    # So without patients.
+    text = 'path,study\na.png,\nb.png,./a.png\nc.png,"""./a.png"""\nd.png,2026/01\n'
+    assert [entry.study for entry in listed(tmp_path, text).entries] == [
+        "./a.png",
+        '"./a.png"',
+        '"\\"./a.png\\""',
+        "2026/01",
+    ]
+
+
+def test_studies_that_share_slashes_are_judged_apart(tmp_path: Path) -> None:
+    root = folder(tmp_path, "path,label,patient,study\na.png,0,a/b,c\nb.png,1,a,b/c\nc.png,1,a,b/c\n")
+    data = load(root)
+    assert [data.study_names[number] for number in known(data.studies)] == ['"a/b"/c', "a/b/c", "a/b/c"]
 
 
 def test_nobody_is_in_two_splits(tmp_path: Path) -> None:
