@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import json
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from maskaug.envs.confinement import Confinement
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.listing import Box, Entry, Problem
+from maskaug.envs.manifest_regions import parse_region, short
 from maskaug.envs.manifest_rows import read_rows
 
 #: So many wrong rows are told one by one.
@@ -26,15 +26,6 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?", re.ASCII)
-_SEPARATORS = re.compile(r"[\s,]+", re.ASCII)
-_NOTHING = re.compile(r"\b(nan|inf)\b", re.IGNORECASE)
-# What boxes are made of, also wrong ones; with a bracket or a separator in it this is no file's name.
-_APART = frozenset(" \t\n\r\v\f,;[](){}")
-_NUMERIC = _APART | frozenset("0123456789.:+-")
-#: What tables write where there is nothing. It might as well mean "unknown", so that it is not taken for either.
-_NULLS = frozenset({"nan", "-nan", "none", "null", "nil", "na", "n/a", "<na>", "#n/a", "#na", "#n/a n/a", "nat"})
-#: No picture is that large.
-_FAR = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +184,7 @@ def _photographed(row: _Row, lines: dict[str, int], problems: _Problems) -> bool
     for mask in row.masks:
         if (line := lines.get(mask)) is not None:
             whose = "the picture itself" if mask == row.name else f"the picture of row {line}"
-            message = f"the mask {_short(mask)} is {whose}; write the mask's file, or remove its row among the pictures"
+            message = f"the mask {short(mask)} is {whose}; write the mask's file, or remove its row among the pictures"
             problems.add(row.line, "region", message)
             return True
     return False
@@ -207,9 +198,9 @@ def _row(line: int, cells: Sequence[str], paths: Confinement, share: dict[str, s
     masks, boxes = _region(region, paths) if region else ((), ())
     part = split and _SPLITS.get(split.casefold())
     if part is None:
-        raise _RowError("split", f"the split {_short(split)} is unknown; write train, val (valid, validation) or test")
+        raise _RowError("split", f"the split {short(split)} is unknown; write train, val (valid, validation) or test")
     if sha256 and not _SHA256.fullmatch(sha256):
-        raise _RowError("sha256", f"the sha256 {_short(sha256)} is not one: it has 64 digits, 0–9 and a–f")
+        raise _RowError("sha256", f"the sha256 {short(sha256)} is not one: it has 64 digits, 0–9 and a–f")
     return _Row(
         line,
         name,
@@ -228,7 +219,7 @@ def _text(column: str, cell: str, share: dict[str, str]) -> str:
     if known is None:
         if _CONTROL.search(cell):
             raise _RowError(
-                column, f"the {column} {_short(cell)} has control characters; is a quotation mark left open?"
+                column, f"the {column} {short(cell)} has control characters; is a quotation mark left open?"
             )
         known = share[cell] = cell
     return known
@@ -239,52 +230,15 @@ def _accept(kind: str, path: str, paths: Confinement) -> str:
         return paths.accept(path)
     except DatasetError as error:
         what = "path" if kind == "path" else "mask"
-        raise _RowError(kind, f"the {what} {_short(path)} {error}") from None
+        raise _RowError(kind, f"the {what} {short(path)} {error}") from None
 
 
 def _region(region: str, paths: Confinement) -> tuple[tuple[str, ...], tuple[Box, ...]]:
-    masks, boxes = [], []
-    for piece in region.split("|"):
-        piece = piece.strip()
-        if not piece:
-            raise _RowError("region", f"the region {_short(region)} has an empty part; put one | between two of them")
-        if piece.casefold() in _NULLS:
-            raise _RowError(
-                "region",
-                f"the region {_short(piece)} says nothing; leave the cell blank where nothing is there (a mask of this "
-                f"name is written ./{piece})",
-            )
-        numbers = _numbers(piece)
-        if numbers is None:
-            masks.append(_accept("region", piece, paths))
-            continue
-        if len(numbers) != 4 or not all(abs(number) < _FAR for number in numbers):
-            named = f" (a mask of this name is written ./{piece})" if len(numbers) == 1 and len(piece) < 120 else ""
-            raise _RowError("region", f"the region {_short(piece)} is no box; write x0 y0 x1 y1, in pixels{named}")
-        x0, y0, x1, y1 = numbers
-        # A box that was drawn by hand may overlap the border by a pixel.
-        if not (-1 <= x0 < x1 and -1 <= y0 < y1):
-            raise _RowError(
-                "region",
-                f"the box {_short(piece)} is empty or begins outside; x0 y0 is its upper left corner, x1 y1 the lower "
-                "right one, in pixels from 0",
-            )
-        boxes.append((x0, y0, x1, y1))
-    return tuple(masks), tuple(boxes)
-
-
-def _numbers(piece: str) -> list[float] | None:
-    """The numbers that a region is made of, in any notation; [] if they cannot be read; None: it is a path.
-
-    No regular expression: of a cell that is as long as one may be, it would try all the ways to divide it.
-    """
-    # Python would also take 1_000, and digits of other scripts.
-    if not piece.isascii() or "_" in piece:
-        return None
-    with contextlib.suppress(ValueError):
-        return [float(word) for word in _SEPARATORS.split(piece)]
-    letters = set(_NOTHING.sub("0", piece))
-    return [] if letters <= _NUMERIC and letters & _APART else None
+    try:
+        masks, boxes = parse_region(region)
+    except DatasetError as error:
+        raise _RowError("region", str(error)) from None
+    return tuple(_accept("region", mask, paths) for mask in masks), tuple(boxes)
 
 
 def _classes(rows: Sequence[_Row], classes: Classes | None, file: str) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -317,7 +271,7 @@ def _wrong_label(label: str, class_names: Sequence[str]) -> str:
     if not label:
         return "no label, while other rows have one; write its class, or remove the row"
     known = ", ".join(class_names[:20]) + (", …" if len(class_names) > 20 else "")
-    return f"the label {_short(label)} is none of the classes; known are {known}"
+    return f"the label {short(label)} is none of the classes; known are {known}"
 
 
 def _entry(root: Path, row: _Row, label: int | None, studies: bool) -> Entry:
@@ -352,7 +306,3 @@ def _study(row: _Row) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 120 else text[:120] + "…")
