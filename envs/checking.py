@@ -26,6 +26,7 @@ out by group, which some seed puts on two sides.
 | near_duplicate | warning | pictures of two groups that look the same; also small arrays of two official parts |
 | label_disagreement | warning | two labels in one of the groups that such a reader found, both played |
 | empty_region | warning | a mask or box that marks nothing, in a class that has regions |
+| full_region | warning | a mask or box that covers more than 95 % of its picture |
 | blank | warning | a picture of one brightness |
 | said | warning | what loading says of arrays that are no picture files |
 | duplicate_left_out | note | the same pixels more than once, of which the reader plays one or none |
@@ -58,7 +59,7 @@ from maskaug.envs.findings import Finding, Item, Report, count_images, finding, 
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Listing, Severity, dataset_folder, list_dataset, listing_options
 from maskaug.envs.loading import official_parts
-from maskaug.envs.looking import Look, Trouble, below, each, look_at
+from maskaug.envs.looking import Look, Trouble, below, each, full_regions, look_at
 from maskaug.envs.splits import crossing_groups, deal_groups
 
 #: Sides, in pixels, that pictures and arrays are compared at.
@@ -168,7 +169,7 @@ def check_listing(
     keep = np.array([i for i, _ in looks])
     names = tuple(entries[i].name for i in keep)
     labels = _labels(listing, looks)
-    findings += _empty_regions(listing, looks, labels)
+    findings += [*_empty_regions(listing, looks, labels), *full_regions(listing, looks)]
     groups, played = groups[keep], np.ones(len(keep), np.bool_)
     if isinstance(loaded, ImageDataset):
         groups, played = _regrouped(names, loaded)

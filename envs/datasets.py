@@ -353,15 +353,20 @@ def load_dataset(
             with a `UserWarning` and the result's `source` is "synthetic".
         split: "train", "val", "test" (the data set's own division, else 70/15/15 by group), or "all".
         image_size: height and width in pixels; None: see `maskaug.envs.defaults`.
-        channels: 1 (grey) or 3 (grey, repeated; the colours of medmnist, the sequences of lgg with channel="all").
+        channels: 1 (grey) or 3: grey, repeated; the pictures' colours of manifest, hip_fracture and medmnist; the
+            sequences of lgg with channel="all", which needs 3.
         n_shot: of the training split so many images of each class alone, see `ImageDataset.few`; "val" and "test" stay
             whole. Not together with "all", which holds them.
         seed: of the split, of synthetic images, of random crops, and of the images of each class.
-        **options: the data set's own (`kind`, `difficulty`, `task`, `n` for synthetic; `variant`, `task`, `classes` for
-            busi; `body_part` for mura; `channel` for lgg; `flag` for medmnist).
+        **options: the data set's own, see its loader: for synthetic `kind`, `difficulty`, `task`, `n`; for busi
+            `variant`, `task`, `classes`; for mura `body_part`; for lgg `channel`; for medmnist `flag`; for manifest and
+            hip_fracture `manifest`, `window`, `frame`; for manifest `class_names`. How pictures are decoded: `fit` and
+            `max_pixels` for all of these but synthetic and medmnist; `workers` for all but synthetic. Only for real
+            images, but for those of synthetic.
 
     Raises:
-        DatasetError: the folder is not what was expected.
+        DatasetError: the folder is not what was expected, a split is empty, or options without real images.
+        ImageError: a picture cannot be read.
         ConfigurationError: an unknown name, split or option, or an `n_shot` that the training split cannot give.
     """
     spec = dataset_spec(name)
