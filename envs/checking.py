@@ -10,7 +10,7 @@ out by group, which some seed puts on two sides.
 | listing | error | the reader does not accept the folder at all |
 | what the reader says | the reader's own | what it noticed without opening a picture (`Listing.problems`) |
 | missing | error | a listed file is not there (loading warns, and leaves the image out) |
-| unreadable | error | a picture or mask cannot be decoded |
+| unreadable | error | a picture or mask may not be looked at, or cannot be decoded |
 | mask | error | a mask or a box does not fit its picture |
 | sha256 | error | a file is not the one that the list means |
 | patient_across_parts | error | a group has images in two official parts |
@@ -55,10 +55,11 @@ from maskaug.envs.defaults import default_image_size
 from maskaug.envs.duplicates import alike, fingerprint
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.findings import Finding, Item, Report, count_images, finding, ordered
+from maskaug.envs.folders import permitted
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Listing, Severity, dataset_folder, list_dataset, listing_options
 from maskaug.envs.loading import official_parts
-from maskaug.envs.looking import Look, Trouble, below, each, look_at
+from maskaug.envs.looking import Look, each, look_at
 from maskaug.envs.splits import crossing_groups, deal_groups
 
 #: Sides, in pixels, that pictures and arrays are compared at.
@@ -104,7 +105,8 @@ def check_dataset(
         )
     try:
         if spec.lister is None:
-            return _check_arrays(name, folder, seed, workers, options)
+            with permitted(folder):
+                return _check_arrays(name, folder, seed, workers, options)
         reading = Reading(SIDE, **{key: value for key, value in options.items() if key in _READING})
         listing = list_dataset(name, folder, **{key: value for key, value in options.items() if key in choosing})
     except (DatasetError, ImageError) as error:
@@ -154,15 +156,13 @@ def check_listing(
     groups = np.unique([entry.group for entry in entries], return_inverse=True)[1].astype(np.int64)
     official, division, crossing = _parts(listing, groups, seed)
     findings += crossing
-    gone = [[path for path in (entries[i].path, *entries[i].masks) if not path.is_file()] for i in chosen]
-    findings += finding("missing", [Item((below(path, listing),)) for paths in gone for path in paths])
-    there = [i for i, missing in zip(chosen, gone, strict=True) if not missing]
-    seen = each(lambda i: look_at(entries[i], listing, reading), there, listing.dataset, workers)
-    for kind in ("unreadable", "mask", "sha256"):
-        findings += finding(kind, [look.item for look in seen if isinstance(look, Trouble) and look.kind == kind])
+    seen = each(lambda i: look_at(entries[i], listing, reading), chosen, listing.dataset, workers)
+    troubles = [trouble for look in seen if not isinstance(look, Look) for trouble in look]
+    for kind in ("missing", "unreadable", "mask", "sha256"):
+        findings += finding(kind, [trouble.item for trouble in troubles if trouble.kind == kind])
     if isinstance(loaded, DatasetError | ImageError):
         findings += finding("loading", [Item((str(listing.root),), str(loaded))])
-    looks = [(i, look) for i, look in zip(there, seen, strict=True) if not isinstance(look, Trouble)]
+    looks = [(i, look) for i, look in zip(chosen, seen, strict=True) if isinstance(look, Look)]
     if not looks:
         return dataclasses.replace(report, findings=ordered(findings))
     keep = np.array([i for i, _ in looks])

@@ -18,7 +18,7 @@ FEW = 2
 KINDS: dict[str, tuple[Severity, str]] = {
     "listing": ("error", "the folder is not what was expected; loading fails"),
     "missing": ("error", "listed, but not there: loading leaves these images out; complete the copy"),
-    "unreadable": ("error", "cannot be decoded: loading fails; copy or download these files again"),
+    "unreadable": ("error", "cannot be read: loading fails; mend these files, or copy or download them again"),
     "mask": ("error", "a mask or box that does not fit its picture: loading fails; are both from one copy?"),
     "sha256": ("error", "not the file that the list means, by its sha256; download it again or correct the list"),
     "patient_across_parts": ("error", "patients in more than one part: loading fails; keep each in one part"),
