@@ -21,6 +21,7 @@ out by group, which some seed puts on two sides.
 | loading | error | the reader's own loading fails (only where it groups images by their pixels itself) |
 | empty_part | error | a part without images: loading it fails |
 | empty_class | error | a class without images, in all or in train |
+| one_class | error | labels that are all the same, which no game with labels plays |
 | few_images | warning | a class with less than 2 images in a part |
 | duplicate | warning | the same pixels more than once, in one group or one official part |
 | near_duplicate | warning | pictures of two groups that look the same; also small arrays of two official parts |

@@ -34,6 +34,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "label_conflict_left_out": ("warning", "one picture with two labels; they are not played"),
     "empty_part": ("error", "a part without images: loading it fails; bring more patients, or use split='all'"),
     "empty_class": ("error", "a class without images, so that it cannot be learnt; bring some, or choose the classes"),
+    "one_class": (
+        "error",
+        "one class alone, so that there is nothing to tell apart: the games with labels refuse it; bring a second "
+        "class, or leave the labels out and play objective='reconstruction'",
+    ),
     "few_images": ("warning", f"classes with fewer than {FEW} images in a part, where a score says little or nothing"),
     "duplicate": ("warning", "the same picture more than once, which counts double"),
     "near_duplicate": (

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -22,8 +23,9 @@ from maskaug.envs.datasets import SPLITS, ImageDataset, dataset_names, dataset_s
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.examples import write_example
 from maskaug.envs.findings import KINDS, Finding, Report
-from maskaug.envs.images import read_mask
+from maskaug.envs.images import Reading, read_mask
 from maskaug.envs.listing import Entry, Listing, Problem, dataset_folder, list_dataset, listing_options
+from maskaug.envs.loading import load_listing
 from maskaug.envs.synthetic import render
 from maskaug.options import EnvOptions
 
@@ -321,6 +323,17 @@ def test_parts_and_classes_without_images(tmp_path: Path, pictures: Picture) -> 
     kinds = found(check_listing(first))
     assert [item.where for item in kinds["empty_part"].items] == [("test",)]
     assert [(i.where, i.detail) for i in kinds["few_images"].items] == [(("a",), "1 in val"), (("b",), "0 in val")]
+
+
+def test_one_class_alone_is_what_the_games_say_it_is(tmp_path: Path, pictures: Picture) -> None:
+    listing = save(tmp_path / "d", pictures, class_names=("x",))
+    listing = dataclasses.replace(listing, entries=tuple(dataclasses.replace(e, label=0) for e in listing.entries))
+    finding = only(listing, "one_class", "error")
+    assert [item.where for item in finding.items] == [("x",)]
+    data = load_listing(listing, Reading(64)).part("train")
+    with pytest.raises(ConfigurationError, match="one class alone"):
+        gym.make("MaskAug-Manifest-v0", dataset=data)
+    gym.make("MaskAug-Manifest-v0", dataset=data, objective="reconstruction").close()
 
 
 def test_what_the_reader_says_keeps_its_severity(tmp_path: Path, pictures: Picture) -> None:
