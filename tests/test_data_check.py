@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ from maskaug.envs.checking import check_dataset, check_listing
 from maskaug.envs.datasets import SPLITS, ImageDataset, dataset_names, dataset_spec, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.examples import write_example
-from maskaug.envs.findings import KINDS, Finding, Report
+from maskaug.envs.findings import KINDS, Finding, Item, Report
 from maskaug.envs.images import Reading, read_mask
 from maskaug.envs.listing import Entry, Listing, Problem, dataset_folder, list_dataset, listing_options
 from maskaug.envs.loading import load_listing
@@ -528,7 +530,7 @@ def test_json_is_json_and_nothing_else(
     assert main(words) == 1
     text = capsys.readouterr().out
     report = json.loads(text, parse_constant=pytest.fail)
-    assert text == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    assert text == json.dumps(report, indent=2, sort_keys=True) + "\n"
     assert set(report) == {"counts", "dataset", "division", "findings", "images", "ok", "root", "seed"}
     assert (report["dataset"], report["division"], report["seed"], report["ok"]) == ("mura", "carved", 3, False)
     for row in report["counts"]:
@@ -539,6 +541,38 @@ def test_json_is_json_and_nothing_else(
     assert set(missing["items"][0]) == {"where", "detail"}
     assert main(words) == 1
     assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_cannot_be_printed_are_escaped(
+    encoding: str, tmp_path: Path, pictures: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "d é"
+    root.mkdir()
+    for i, name in enumerate([b"a\xff.png", b"b\x1b[31m.png", b"c\n.png", "é.png".encode()]):
+        (root / "normal").mkdir(exist_ok=True)
+        Path(os.fsdecode(os.path.join(os.fsencode(root), b"normal", name))).write_bytes(b"no picture %d" % i)
+    written = {}
+    for words in ([], ["--json"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["data", "check", "busi", "--root", str(root), *words]) == 1
+        stream.flush()
+        written[bool(words)] = stream.buffer.getvalue().decode(encoding)
+    assert r"a\udcff.png, b\x1b[31m.png, c .png, " in written[False]
+    assert ("é" if encoding == "utf-8" else r"\xe9") in written[False].splitlines()[0]
+    assert all(line.isprintable() for line in written[False].splitlines())
+    report = json.loads(written[True])
+    assert written[True].isascii()
+    assert report["root"] == str(root)
+    (told,) = [item["detail"] for f in report["findings"] if f["kind"] == "name" for item in f["items"]]
+    assert os.fsencode(told).endswith(b"a\xff.png, b\x1b[31m.png, c\n.png, " + "é.png".encode())
+
+
+def test_places_of_a_finding_are_printable_too() -> None:
+    wrong = Finding("error", "missing", "gone", (Item(("a\x1b[31m\n.png",)),))
+    text = as_text(Report("mine", "d", "none", 0, 1, (), (wrong,)), 3)
+    assert r"a\x1b[31m\n.png" in text
 
 
 def test_a_folder_of_something_else_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
