@@ -14,6 +14,7 @@ out by group, which some seed puts on two sides.
 | mask | error | a mask or a box does not fit its picture |
 | sha256 | error | a file is not the one that the list means |
 | patient_across_parts | error | a group has images in two official parts |
+| similar_patients | warning | patients whose names differ only by case, spaces or leading zeros |
 | duplicate_across_parts | error | the same pixels in two parts, or in two groups that may come into two parts |
 | near_duplicate_across_parts | error | pictures that look the same in two official parts |
 | label_conflict | error | the same pixels with two labels, both played |
@@ -35,7 +36,8 @@ out by group, which some seed puts on two sides.
 Where the reader finds out itself which pictures show the same (BUSI), its own loading is asked for groups and parts.
 
 Pictures of one group are not searched for near-duplicates: they never come into two parts, and neighbouring slices of
-one volume all look the same. "The same pixels" are those of the pictures squeezed to 256×256.
+one volume all look the same. Copies that are flipped, rotated, inverted, cropped or have a border are not found. "The
+same pixels" are those of the pictures squeezed to 256×256.
 """
 
 from __future__ import annotations
@@ -59,9 +61,9 @@ from maskaug.envs.findings import Finding, Item, Report, count_images, finding, 
 from maskaug.envs.folders import permitted
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Listing, Severity, dataset_folder, list_dataset, listing_options
-from maskaug.envs.loading import official_parts
 from maskaug.envs.looking import Look, each, look_at
-from maskaug.envs.splits import crossing_groups, deal_groups
+from maskaug.envs.patients import deal_listing, similar_patients
+from maskaug.envs.splits import deal_groups
 
 #: Sides, in pixels, that pictures and arrays are compared at.
 SIDE, ARRAY_SIDE = 256, 64
@@ -155,8 +157,8 @@ def check_listing(
     if not chosen:
         findings += finding("listing", [Item((str(listing.root),), f"holds no images; {listing.tree}")])
     groups = np.unique([entry.group for entry in entries], return_inverse=True)[1].astype(np.int64)
-    official, division, crossing = _parts(listing, groups, seed)
-    findings += crossing
+    official, division, crossing = deal_listing(listing, groups, seed)
+    findings += [*crossing, *similar_patients(listing)]
     seen = each(lambda i: look_at(entries[i], listing, reading), chosen, listing.dataset, workers)
     troubles = [trouble for look in seen if not isinstance(look, Look) for trouble in look]
     for kind in ("missing", "unreadable", "mask", "sha256"):
@@ -242,27 +244,6 @@ def _noticed(listing: Listing) -> list[Finding]:
     return [Finding(severity, kind, consequence[severity], tuple(items)) for (severity, kind), items in kinds.items()]
 
 
-def _parts(
-    listing: Listing, groups: npt.NDArray[np.int64], seed: int
-) -> tuple[npt.NDArray[np.int64] | None, str, list[Finding]]:
-    """Parts of all entries and who made them, as loading has them; and the patients that are in several."""
-    splits = [entry.split for entry in listing.entries]
-    if not any(splits):
-        return None, "groups", []
-    published = np.array([SPLITS.index(split or "train") for split in splits], np.int64)
-    crossing = crossing_groups(groups, published)
-    if not len(crossing):
-        parts = official_parts(listing, groups, seed)
-        return parts, "official" if parts is None or (parts == published).all() else "carved", []
-    items = []
-    for number in crossing:
-        inside = np.flatnonzero(groups == number)
-        counts = np.bincount(published[inside], minlength=len(SPLITS))
-        told = ", ".join(f"{count} in {split}" for split, count in zip(SPLITS, counts, strict=True) if count)
-        items.append(Item((listing.entries[inside[0]].group,), told))
-    return published, "official", finding("patient_across_parts", items)
-
-
 def _labels(listing: Listing, looks: Sequence[tuple[int, Look]]) -> npt.NDArray[np.int64] | None:
     if listing.label_from_region:
         return np.array([look.marked for _, look in looks], np.int64)
@@ -286,9 +267,11 @@ def _empty_regions(
 
 
 def _check_arrays(name: str, folder: Path, seed: int, workers: int | None, options: dict[str, Any]) -> Report:
+    # A data set that somebody registered need not have workers.
+    own: dict[str, Any] = {"workers": workers} if "workers" in dataset_spec(name).options else {}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        data = read_dataset(name, folder, image_size=ARRAY_SIDE, seed=seed, **options)
+        data = read_dataset(name, folder, image_size=ARRAY_SIDE, seed=seed, **own, **options)
     findings = finding("said", [Item((str(folder),), str(warning.message)) for warning in told])
     prints = each(lambda i: fingerprint(np.asarray(data.images[i])), range(len(data)), name, workers)
     dealt = data.official is None

@@ -22,6 +22,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "mask": ("error", "a mask or box that does not fit its picture: loading fails; are both from one copy?"),
     "sha256": ("error", "not the file that the list means, by its sha256; download it again or correct the list"),
     "patient_across_parts": ("error", "patients in more than one part: loading fails; keep each in one part"),
+    "similar_patients": (
+        "warning",
+        "patients whose names differ only by case, spaces or leading zeros count as two, who may come into two parts; "
+        "if they are one, write the name alike",
+    ),
     "duplicate_across_parts": (
         "error",
         "the same picture may be learnt from and tested on; give all of its copies one patient, or keep one of them",

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from maskaug.envs.findings import KINDS, Finding, Item, Report
 from maskaug.envs.images import Reading, read_mask
 from maskaug.envs.listing import Entry, Listing, Problem, dataset_folder, list_dataset, listing_options
 from maskaug.envs.loading import load_listing
+from maskaug.envs.patients import similar
 from maskaug.envs.synthetic import render
 from maskaug.options import EnvOptions
 
@@ -141,6 +144,22 @@ def test_workers_change_nothing(examples: dict[str, Path]) -> None:
     assert alone == check_dataset("lgg", examples["lgg"], workers=3)
 
 
+@pytest.mark.parametrize("name", ["busi", "medmnist"])
+def test_workers_are_those_that_decode(name: str, examples: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    module = importlib.import_module(f"maskaug.envs.{name}")
+    cached_array = module.cached_array
+
+    def spy(*args: Any, **keywords: Any) -> Any:
+        given.append(keywords["workers"])
+        return cached_array(*args, **keywords)
+
+    monkeypatch.setattr(module, "cached_array", spy)
+    for workers in (1, 3):
+        check_dataset(name, examples[name], workers=workers)
+    assert given == [1, 3]
+
+
 # ---- each kind of finding --------------------------------------------------------------------------------------------
 
 
@@ -220,6 +239,77 @@ def test_a_patient_in_two_parts(tmp_path: Path, pictures: Picture) -> None:
     finding = only(listing, "patient_across_parts", "error")
     assert finding.items[0].where == ("p03",)
     assert finding.items[0].detail == "1 in train, 1 in test"
+
+
+def test_a_patient_in_two_parts_does_not_hide_the_validation_part(tmp_path: Path, pictures: Picture) -> None:
+    """Validation is carved once the overlap is mended: that it is not there yet is no finding of its own."""
+    listing = save(tmp_path / "d", np.delete(pictures, slice(16, 20), axis=0))
+    entries = tuple(dataclasses.replace(e, split="train" if i < 16 else "test") for i, e in enumerate(listing.entries))
+    listing = dataclasses.replace(listing, entries=entries, validation=0.3)
+    assert check_listing(listing).division == "carved"
+    only(listing := change(listing, 18, group="p03"), "patient_across_parts", "error")
+    assert {count.split: count.images for count in check_listing(listing).counts if not count.class_name}["val"] > 0
+    # Where no validation is carved it is missing indeed.
+    assert set(found(check_listing(dataclasses.replace(listing, validation=0.0)))) == {
+        "patient_across_parts",
+        "empty_part",
+    }
+
+
+def test_patients_that_are_spelt_in_two_ways(tmp_path: Path, pictures: Picture) -> None:
+    listing = save(tmp_path / "d", pictures)
+    for i, name in {3: "P 22", 22: "p022", 5: "q7", 6: "q70"}.items():
+        listing = change(listing, i, group=name)
+    finding = only(listing, "similar_patients", "warning")
+    assert [(item.where, item.detail) for item in finding.items] == [
+        (("P 22", "p022"), "P 22: 1 in train; p022: 1 in test")
+    ]
+    # Without official parts nobody knows yet where they come.
+    assert only(unsplit(listing), "similar_patients", "warning").items[0].detail == ""
+    # A picture that counts as its own patient is called by its file.
+    for i, name in {3: "1.png", 22: "01.png", 5: "q7", 6: "q70"}.items():
+        listing = change(listing, i, group=name, name=name)
+    assert check_listing(listing).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("p1", "P1", True),
+        ("001", "1", True),
+        ("study 01", "study 1", True),
+        ("A 1", "A1", True),
+        ("A-007-B", "a-7-b", True),
+        ("0", "00", True),
+        ("1", "10", False),
+        ("1 12", "11 2", False),
+        ("1.05", "1.5", False),
+        ("p1", "p2", False),
+        ("100", "10", False),
+    ],
+)
+def test_what_is_a_similar_name(one: str, other: str, same: bool) -> None:
+    assert similar(["x", one, "y", other]) == ([(one, other)] if same else [])
+
+
+def test_a_long_list_of_patients_is_compared_at_once() -> None:
+    names = [f"patient {i:05d}" for i in range(40_000)]
+    start = time.process_time()
+    assert similar([*names, "Patient 17"]) == [("patient 00017", "Patient 17")]
+    assert time.process_time() - start < 2
+
+
+def test_a_manifest_whose_patients_are_spelt_in_two_ways(examples: dict[str, Path], tmp_path: Path) -> None:
+    root = shutil.copytree(examples["manifest"], tmp_path / "d")
+    file = root / "manifest.csv"
+    rows = file.read_text().splitlines()
+    place = rows[0].split(",").index("patient")
+    first, last = rows[1].split(","), rows[-1].split(",")
+    last[place] = first[place].lower()
+    rows[-1] = ",".join(last)
+    file.write_text("\n".join(rows) + "\n")
+    finding = found(check_dataset("manifest", root))["similar_patients"]
+    assert [item.where for item in finding.items] == [(f"patient {first[place]}", f"patient {last[place]}")]
 
 
 @pytest.mark.parametrize("same_file", [True, False])
