@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from maskaug.envs.datasets import dataset_spec, find_root
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.folders import permitted
 
 #: "error": it cannot be loaded. "warning": loading goes on and says so. "note": told by `maskaug data check` alone.
 Severity = Literal["error", "warning", "note"]
@@ -124,7 +125,7 @@ def list_dataset(name: str, root: str | os.PathLike[str] | None = None, **option
         **options: those of the data set's options that choose among its images (`listing_options`).
 
     Raises:
-        DatasetError: no folder, or not what was expected there.
+        DatasetError: no folder, not what was expected there, or one that may not be looked at.
         ConfigurationError: an unknown name or option, or a data set that is no folder of picture files.
     """
     folder = dataset_folder(name, root)
@@ -134,7 +135,8 @@ def list_dataset(name: str, root: str | os.PathLike[str] | None = None, **option
             f"unknown option {', '.join(sorted(unknown))} for listing the data set {name!r}; it knows "
             f"{', '.join(sorted(known)) or 'no options'}"
         )
-    return _lister(name)(folder, **options)
+    with permitted(folder):
+        return _lister(name)(folder, **options)
 
 
 def listing_options(name: str) -> frozenset[str]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from maskaug.envs.duplicates import Fingerprint, fingerprint
 from maskaug.envs.errors import DatasetError, ImageError
 from maskaug.envs.findings import Finding, Item, finding
+from maskaug.envs.folders import is_file, refusal
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Entry, Listing
 from maskaug.envs.loading import confine, decode
@@ -50,8 +51,21 @@ class Trouble:
     item: Item
 
 
-def look_at(entry: Entry, listing: Listing, reading: Reading) -> Look | Trouble:
+def look_at(entry: Entry, listing: Listing, reading: Reading) -> Look | list[Trouble]:
     """Read one entry's files as loading does, once; what is wrong with them is returned, not raised."""
+    absent = [trouble for path in (entry.path, *entry.masks) if (trouble := _absent(path, listing))]
+    seen = absent or _read(entry, listing, reading)
+    return [seen] if isinstance(seen, Trouble) else seen
+
+
+def _absent(path: Path, listing: Listing) -> Trouble | None:
+    try:
+        return None if is_file(path) else Trouble("missing", Item((below(path, listing),)))
+    except OSError as error:
+        return Trouble("unreadable", Item((below(path, listing),), refusal(path, error)))
+
+
+def _read(entry: Entry, listing: Listing, reading: Reading) -> Look | Trouble:
     name = entry.name
     try:
         entry = confine(entry, listing)
@@ -61,7 +75,7 @@ def look_at(entry: Entry, listing: Listing, reading: Reading) -> Look | Trouble:
             return Trouble("sha256", Item((name,), f"is {digest.hexdigest()}, expected {entry.sha256}"))
         planes, marked = decode(entry, reading, listing)
     except OSError as error:
-        return Trouble("unreadable", Item((name,), error.strerror or "cannot be opened"))
+        return Trouble("unreadable", Item((name,), refusal(entry.path, error)))
     except ImageError as error:
         return Trouble("unreadable", Item((below(Path(error.path), listing),), error.reason))
     except DatasetError as error:

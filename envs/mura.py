@@ -17,6 +17,7 @@ from PIL import Image
 
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.folders import permitted
 from maskaug.envs.images import MAX_PIXELS, Reading, resize
 from maskaug.envs.listing import Entry, Listing, Problem
 from maskaug.envs.loading import load_listing
@@ -98,9 +99,10 @@ def list_mura(root: Path, *, body_part: str | Sequence[str] = "all") -> Listing:
         ConfigurationError: an unknown body part.
     """
     parts = _body_parts(body_part)
-    folder = _folder(Path(root))
     problems: list[Problem] = []
-    found = {part: items_of(folder, part, problems) for part in PUBLISHED}
+    with permitted(Path(root)):
+        folder = _folder(Path(root))
+        found = {part: items_of(folder, part, problems) for part in PUBLISHED}
     items = sorted((item for part in found.values() for item in part), key=lambda item: item.order)
     wrong = any(problem.severity == "error" for problem in problems)
     if not items and not wrong:

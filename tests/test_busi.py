@@ -12,6 +12,7 @@ from PIL import Image
 from maskaug.envs import busi
 from maskaug.envs.busi import list_busi, load_busi, write_example
 from maskaug.envs.busi_files import CLASSES
+from maskaug.envs.checking import check_dataset
 from maskaug.envs.crops import choose_crops
 from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
@@ -208,6 +209,27 @@ def test_png_files_of_other_names_are_left_out_and_named(root: Path) -> None:
         shutil.copy(root / "benign" / "benign (1).png", root / "benign" / name)
     with pytest.warns(UserWarning, match=r"left out are 3 PNG .*: benign \(0\).png, malignant \(1\).png, overlay"):
         assert load(root).digest == whole
+
+
+@pytest.mark.parametrize("kind", ["folder", "dead link"])
+def test_what_is_no_file_is_left_out_by_loading_and_by_the_check(kind: str, root: Path) -> None:
+    before = check_dataset("busi", root, variant="raw")
+    for name in ("benign (9).png", "benign (9)_mask.png"):
+        path = root / "benign" / name
+        path.unlink(missing_ok=True)
+        if kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(root / "gone")
+    with pytest.warns(UserWarning, match=r"left out are 2 folders, dead links .*: benign \(9\).png, benign"):
+        data = load(root, variant="raw")
+    assert "benign (9).png" not in data.names
+    report = check_dataset("busi", root, variant="raw")
+    kinds = {finding.kind: finding.severity for finding in report.findings}
+    assert kinds["file"] == "warning"
+    assert kinds.keys() - {"file"} == {finding.kind for finding in before.findings}
+    assert report.ok == before.ok
+    assert report.images == len(data)
 
 
 def test_a_long_list_of_what_is_left_out_is_cut_short(root: Path) -> None:
