@@ -22,6 +22,7 @@ from maskaug.envs.densenet import DenseNet169
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.masking import mask_to_cells, patch_count, patch_scores, top_cells
 from maskaug.envs.networks import SmallClassifier, to_float
+from maskaug.envs.rows import blocks
 
 Scores = npt.NDArray[np.float32]
 #: of Cutout's rectangles, height ÷ width.
@@ -170,7 +171,7 @@ class FixedMask(Heuristic):
         """The cells that the known regions of the training images cover most: privileged, and still one mask."""
         regions = train.with_region().regions
         assert regions is not None
-        mean = torch.from_numpy(np.ascontiguousarray(regions).mean(0, dtype=np.float64))
+        mean = torch.from_numpy(sum(block.sum(0, dtype=np.float64) for block in blocks(regions)) / len(regions))
         return cls(spec, mask_to_cells(mean[None], spec.grid)[0].numpy())
 
 

@@ -83,7 +83,7 @@ def _interval(summary: Mapping[str, float], pair: str, key: str) -> str:
 
 def arms_picture(arms: Mapping[str, Arm], test: ImageDataset, side: int = 128) -> Picture:
     """One held-out image per arm: image · Q-map · what was hidden · hidden image · what came back."""
-    shown = test.with_region() if test.regions is not None and test.regions.any() else test
+    shown = test.with_region() if test.outlined.any() else test
     one = shown.subset([len(shown) // 2])
     rows = []
     for name, arm in arms.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,39 +12,79 @@ from torch import Tensor, nn
 from maskaug.agents.agent import MaskAgent
 from maskaug.agents.apga import APGA
 from maskaug.agents.masker import Masker
+from maskaug.benchmarks.studies import StudyScores, mixed_studies, study_scores
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.masking import cells_to_mask, filler, keep
 from maskaug.envs.networks import at_once, to_float
-from maskaug.envs.pretrain import evaluate_classifier, score_logits
+from maskaug.envs.pretrain import predict_logits, score_logits
 
 
-def classifier_results(
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClassifierScores:
+    """How good a classifier is on one split.
+
+    Attributes:
+        flat: {"judge.<split>.accuracy", "….auroc", "….loss"}, where the images have studies also
+            "judge.<split>.study.n", "….study.accuracy", "….study.auroc", "….study.kappa", and the same of
+            "judge.<split>.tta.…" where masks were averaged in; for results.json: only what is finite.
+        studies: what the studies' figures are of, by "judge.<split>" and "judge.<split>.tta"; empty without studies.
+        note: why there are no figures by study although the images have studies; else empty.
+    """
+
+    flat: dict[str, float]
+    studies: dict[str, StudyScores]
+    note: str = ""
+
+
+def classifier_scores(
     model: nn.Module, dataset: ImageDataset, device: torch.device, agent: MaskAgent | None = None, fill: str = "zero"
-) -> dict[str, float]:
-    """{"judge.<split>.accuracy", "….auroc", "….loss"} of a classifier, for results.json; only what is finite.
+) -> ClassifierScores:
+    """How good a classifier is, by image and, where the data set has studies, by study.
 
     Args:
         model: the judge, with the batch-norm statistics of clean images.
         dataset: images with labels.
         device: where it lives.
-        agent: with its masks also "judge.<split>.tta.accuracy", …: see `averaged_scores`.
+        agent: with its masks also "judge.<split>.tta.…": see `averaged_logits`.
         fill: what the aiding view's hidden pixels become.
     """
+    assert dataset.labels is not None
     prefix = f"judge.{dataset.split}"
-    results = {f"{prefix}.{k}": v for k, v in evaluate_classifier(model, dataset, device=device).items()}
+    logits = {prefix: predict_logits(model, dataset.images, device=device)}
     if agent is not None:
-        scores = averaged_scores(model, dataset, device, agent, fill)
-        results |= {f"{prefix}.tta.{k}": v for k, v in scores.items()}
-    return {k: v for k, v in results.items() if np.isfinite(v)}
+        logits[f"{prefix}.tta"] = averaged_logits(model, dataset, device, agent, fill)
+    flat = {f"{name}.{k}": v for name, x in logits.items() for k, v in score_logits(x, dataset).items()}
+    studies: dict[str, StudyScores] = {}
+    note = ""
+    if dataset.studies is not None:
+        if mixed := len(mixed_studies(dataset.studies, dataset.labels)):
+            note = f"no figures by study: images of one study have different labels in {mixed} studies"
+        else:
+            studies = {
+                name: study_scores(x.double().softmax(1).numpy(), dataset.studies, dataset.labels)
+                for name, x in logits.items()
+            }
+            flat |= {f"{name}.study.{k}": v for name, one in studies.items() for k, v in one.metrics().items()}
+    return ClassifierScores({k: v for k, v in flat.items() if np.isfinite(v)}, studies, note)
+
+
+def sentence(figures: Mapping[str, float], prefix: str) -> str:
+    """The figures "<prefix>.accuracy", … by image or by study that there are, for people; empty if there are none."""
+    words = {"n": "studies", "accuracy": "accuracy", "auroc": "auroc", "kappa": "κ", "loss": "loss"}
+    found = {word: figures[f"{prefix}.{key}"] for key, word in words.items() if f"{prefix}.{key}" in figures}
+    return ", ".join(f"{v:.0f} {word}" if word == "studies" else f"{word} {v:.3f}" for word, v in found.items())
 
 
 @torch.no_grad()
-def averaged_scores(
+def averaged_logits(
     model: nn.Module, dataset: ImageDataset, device: torch.device, agent: MaskAgent, fill: str
-) -> dict[str, float]:
-    """The scores of the mean of two softmaxes, of the clean image and of its aiding view: the authors' test time.
+) -> Tensor:
+    """The mean of two softmaxes, of the clean image and of its aiding view: the authors' test time.
 
     With fill="noise" the noise is drawn from a fixed seed.
+
+    Returns:
+        (N, classes) float64 on the CPU: its logarithm, as logarithms of probabilities are logits of them.
     """
     generator, chunk = torch.Generator().manual_seed(0), at_once(*dataset.shape[1:])
     was_training = model.training
@@ -54,8 +97,7 @@ def averaged_scores(
         clean, other = (model(to_float(x.to(device))).softmax(1).double() for x in (images, aiding))
         parts.append(((clean + other) / 2).cpu())
     model.train(was_training)
-    # Logarithms of probabilities are logits of the same probabilities.
-    return score_logits(torch.cat(parts).clamp(min=1e-12).log(), dataset)
+    return torch.cat(parts).clamp(min=1e-12).log()
 
 
 def chosen_masks(agent: MaskAgent, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskaug.agents.masker import load_agent
-from maskaug.benchmarks.classifiers import classifier_results
+from maskaug.benchmarks.classifiers import classifier_scores, sentence
 from maskaug.benchmarks.downstream import downstream, summarise, table
 from maskaug.benchmarks.pictures import masks_picture
 from maskaug.benchmarks.readouts import READOUTS, DownstreamSettings
@@ -28,7 +28,8 @@ def evaluate(run: Path, split: str, device: str, say: Print = print, *, tta: boo
     """Score the masker of a run on one split, with all controls; adds to its results.json and redraws masks.png.
 
     Where the judge is a classifier it is scored too, with the batch-norm statistics of clean training images; with
-    `tta` also with the softmaxes of the clean image and the aiding view averaged.
+    `tta` also with the softmaxes of the clean image and the aiding view averaged. Where the images have studies it is
+    scored by study besides, and `studies.<split>.csv` (of tta `studies.<split>.tta.csv`) lists these.
     """
     config = read_config(run)
     asked = config["asked"]
@@ -59,21 +60,26 @@ def evaluate(run: Path, split: str, device: str, say: Print = print, *, tta: boo
         reestimate_statistics(judge.model, train_whole.images, batch=at_once(*whole.shape[1:]))
     report = report_on(agent, dataset, train_set, judge, fill)
     results = {**report.flat(split), **correlations(agent, dataset, judge, fill)}
-    if classifies:
-        results |= classifier_results(judge.model, whole, judge.device, agent if tta else None, fill)
+    scores = classifier_scores(judge.model, whole, judge.device, agent if tta else None, fill) if classifies else None
+    results |= {} if scores is None else scores.flat
     folder = RunFolder(run, asked, resume=True)
     folder.results(results)
     heading = heading_of(asked["agent"], dataset, report)
     picture = masks_picture(agent, dataset, judge, fill, heading=heading)
     save_picture(str(run / "masks.png"), picture)
     for name, title in ((f"judge.{split}", "the judge"), (f"judge.{split}.tta", "with its aiding views")):
-        found = {k: results[f"{name}.{k}"] for k in ("accuracy", "auroc", "loss") if f"{name}.{k}" in results}
-        if found:
-            say(f"{title}: {', '.join(f'{k} {v:.3f}' for k, v in found.items())}")
+        for prefix, words in ((name, title), (f"{name}.study", f"{title}, by study")):
+            if told := sentence(results, prefix):
+                say(f"{words}: {told}")
+    if scores is not None:
+        for name, studies in scores.studies.items():
+            studies.write(run / f"{name.replace('judge', 'studies', 1)}.csv", whole)
+        if scores.note:
+            say(scores.note)
     say(f"{dataset.name}, {split} split, {report.images} images\n{report.table()}")
-    told = {k: v for k, v in results.items() if ".correlation." in k}
-    if told:
-        agent_says, variance_says = told[f"{split}.correlation.agent"], told[f"{split}.correlation.local_variance"]
+    found = {k: v for k, v in results.items() if ".correlation." in k}
+    if found:
+        agent_says, variance_says = found[f"{split}.correlation.agent"], found[f"{split}.correlation.local_variance"]
         say(f"rank correlation with the true errors: {agent_says:.3f} (local variance {variance_says:.3f})")
     return results
 

@@ -7,7 +7,7 @@ the selected part.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,12 @@ from maskaug.envs.masking import (
 )
 from maskaug.envs.networks import at_once
 from maskaug.envs.rewards import RewardModel
+from maskaug.envs.rows import blocks
 
 #: how often random masks are drawn and masks are swapped; an image's figure is the mean over the draws.
 DRAWS = 10
+#: how many regions are looked at at once.
+CHUNK = 512
 
 
 def control_masks(
@@ -64,18 +67,19 @@ def control_masks(
     def best(ranking: npt.NDArray[Any]) -> Tensor:
         return spec.best(torch.from_numpy(np.ascontiguousarray(ranking)))
 
+    # These look at nothing but how many images there are.
+    blind = np.broadcast_to(np.uint8(0), dataset.images.shape)
     own = best(scores) if own is None else own
     masks = {
         "agent": [own],
         "swapped": [own[_derangement(rng, n)] for _ in range(DRAWS)],
-        "random": [spec.cells_of(random.predict(dataset.images)[0]) for _ in range(DRAWS)],
-        "centre": [best(FixedMask.centre(spec).scores(dataset.images))],
+        "random": [spec.cells_of(random.predict(blind)[0]) for _ in range(DRAWS)],
+        "centre": [best(FixedMask.centre(spec).scores(blind))],
     }
-    if dataset.regions is not None and train.regions is not None and train.regions.any():
-        masks["mean_region"] = [best(FixedMask.mean_region(spec, train).scores(dataset.images))]
-        masks["ceiling"] = [
-            spec.best(mask_to_cells(torch.from_numpy(np.ascontiguousarray(dataset.regions)), spec.grid))
-        ]
+    if dataset.regions is not None and train.outlined.any():
+        masks["mean_region"] = [best(FixedMask.mean_region(spec, train).scores(blind))]
+        shares = [mask_to_cells(torch.from_numpy(block), spec.grid) for block in blocks(dataset.regions)]
+        masks["ceiling"] = [spec.best(torch.cat(shares))]
     return masks
 
 
@@ -84,38 +88,39 @@ def hits(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[s
 
     For patches: the middle of a square says where it points. Averaged over the draws.
     """
-    if dataset.regions is None or not dataset.regions.any():
-        return {}
-    has = np.flatnonzero(dataset.regions.any(axis=(1, 2)))
-    regions = torch.from_numpy(np.ascontiguousarray(dataset.regions[has]))
-    rows = torch.arange(len(has))
-    result = {}
-    for name, draws in masks.items():
-        found = []
-        for drawn in draws:
-            cells = drawn[has]
-            middles = []
-            for axis, size in ((2, regions.shape[1]), (1, regions.shape[2])):
-                along = (torch.arange(drawn.shape[1]) + 0.5) * size / drawn.shape[1]
-                # Sums of halves are exact, and divided only once: a middle on a border always falls to one side.
-                total = cells.sum(axis).double() @ along.double()
-                middles.append((total / cells.sum((1, 2))).long().clamp(max=size - 1))
-            found.append(regions[rows, middles[0], middles[1]].double().numpy())
-        result[name] = np.mean(found, axis=0)
-    return result
+
+    def hit(cells: Tensor, regions: Tensor) -> Tensor:
+        middles = []
+        for axis, size in ((2, regions.shape[1]), (1, regions.shape[2])):
+            along = (torch.arange(cells.shape[1]) + 0.5) * size / cells.shape[1]
+            # Sums of halves are exact, and divided only once: a middle on a border always falls to one side.
+            total = cells.sum(axis).double() @ along.double()
+            middles.append((total / cells.sum((1, 2))).long().clamp(max=size - 1))
+        return regions[torch.arange(len(cells)), middles[0], middles[1]]
+
+    return _against_regions(hit, masks, dataset)
 
 
 def retentions(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[str, npt.NDArray[np.float64]]:
     """Name → (M,) retention of every image that has a region, averaged over the draws."""
-    if dataset.regions is None or not dataset.regions.any():
+    return _against_regions(
+        lambda cells, regions: retention(cells_to_mask(cells, *regions.shape[1:]), regions), masks, dataset
+    )
+
+
+def _against_regions(
+    measure: Callable[[Tensor, Tensor], Tensor], masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset
+) -> dict[str, npt.NDArray[np.float64]]:
+    # Cells (m, g, g) and regions (m, H, W) → (m,), a few at a time: the regions may be more than memory holds.
+    if dataset.regions is None or not dataset.outlined.any():
         return {}
-    has = np.flatnonzero(dataset.regions.any(axis=(1, 2)))
-    regions = torch.from_numpy(np.ascontiguousarray(dataset.regions[has]))
-    size = regions.shape[1:]
-    return {
-        name: np.mean([retention(cells_to_mask(d[has], *size), regions).double().numpy() for d in draws], axis=0)
-        for name, draws in masks.items()
-    }
+    result: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in masks}
+    has = np.flatnonzero(dataset.outlined)
+    for rows in np.split(has, range(CHUNK, len(has), CHUNK)):
+        regions = torch.from_numpy(np.ascontiguousarray(dataset.regions[rows]))
+        for name, draws in masks.items():
+            result[name].append(np.mean([measure(d[rows], regions).double().numpy() for d in draws], axis=0))
+    return {name: np.concatenate(parts) for name, parts in result.items()}
 
 
 def gains(

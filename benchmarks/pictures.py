@@ -35,18 +35,19 @@ def masks_picture(
     With a reconstructor as judge: image · Q-map · mask · hidden image · reconstruction, one image a line. Otherwise:
     image · region · mask · aiding view, and `blocks` images a line.
     """
-    shown = dataset if dataset.regions is None or not dataset.regions.any() else dataset.with_region()
+    shown = dataset.with_region() if dataset.outlined.any() else dataset
     restores = isinstance(judge, ReconstructionReward)
     blocks = 1 if restores else blocks
     chosen = np.linspace(0, len(shown) - 1, min(rows * blocks, len(shown))).astype(int)
     some = shown.subset(chosen)
-    masks = Masker(agent)(np.array(some.images))
+    images = np.array(some.images)
+    masks = Masker(agent)(images)
     if isinstance(judge, ReconstructionReward):
-        lines = reconstruction_rows(some, agent.scores(some.images), torch.from_numpy(masks), judge, fill, side)
+        lines = reconstruction_rows(some, agent.scores(images), torch.from_numpy(masks), judge, fill, side)
         return sheet(lines, ["image", "Q-map", "mask", "hidden", "reconstruction"], heading)
     cells = [
         mask_row(image, None if some.regions is None else some.regions[i], masks[i], side)
-        for i, image in enumerate(some.images)
+        for i, image in enumerate(images)
     ]
     per_row = max(1, min(blocks, len(cells)))
     whole = len(cells) - len(cells) % per_row
@@ -72,11 +73,12 @@ def reconstruction_rows(
         fill: what hidden pixels become.
         side: of each panel, pixels.
     """
-    hidden, restored = fill_in(judge, dataset.images, masks, fill)
+    images = np.array(dataset.images)
+    hidden, restored = fill_in(judge, images, masks, fill)
     result = []
-    for i, image in enumerate(dataset.images):
+    for i, image in enumerate(images):
         base = to_rgb(image, side)
-        region = None if dataset.regions is None or not dataset.regions[i].any() else dataset.regions[i]
+        region = dataset.regions[i] if dataset.regions is not None and dataset.outlined[i] else None
         mask = masks[i].numpy()
         panels = [
             base,

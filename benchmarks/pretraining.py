@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from maskaug.benchmarks.classifiers import classifier_scores, sentence
 from maskaug.benchmarks.training import dataset_of, env_keywords
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import resolve_device
@@ -89,6 +90,9 @@ def pretrain_judge(
         val={k: v for k, v in scores.items() if math.isfinite(v)},
     )
     say(f"validation: accuracy {scores['accuracy']:.3f}, AUROC {scores['auroc']:.3f}; wrote {out}")
+    if val.studies is not None:
+        by_study = classifier_scores(judge, val, resolve_device(device))
+        say(by_study.note or f"validation, by study: {sentence(by_study.flat, 'judge.val.study')}")
     return scores
 
 

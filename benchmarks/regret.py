@@ -23,6 +23,7 @@ from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
 from maskaug.envs.judges import make_judge
+from maskaug.envs.networks import at_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +68,14 @@ def one_seed(settings: RegretSettings, seed: int) -> dict[str, float]:
     seconds = time.process_time() - began
     held_out = env.evaluation(settings.split)
     every = held_out.game.action_rewards(np.arange(len(held_out.dataset)))
-    images = held_out.dataset.images
+    images, chunk = held_out.dataset.images, at_once(*held_out.dataset.shape[1:])
     others: dict[str, Heuristic] = {"local_variance": LocalVariance(agent.spec), "centre": FixedMask.centre(agent.spec)}
     random, oracle = float(every.mean()), float(every.max(1).mean())
     result = {"random": random, "oracle": oracle, "cpu_s": seconds, "steps_per_cpu_s": agent.num_timesteps / seconds}
     maskers: dict[str, MaskAgent | Heuristic] = {"agent": agent, **others}
     for name, masker in maskers.items():
-        actions, _ = masker.predict(np.array(images), deterministic=True)
+        parts = [np.array(images[i : i + chunk]) for i in range(0, len(images), chunk)]
+        actions = np.concatenate([masker.predict(part, deterministic=True)[0] for part in parts])
         reward = float(every[np.arange(len(every)), actions].mean())
         result[f"{name}.reward"] = reward
         result[f"{name}.normalised"] = (reward - random) / (oracle - random)

@@ -12,7 +12,7 @@ import gymnasium as gym
 
 from maskaug.agents.agent import MaskAgent
 from maskaug.agents.masker import AGENTS
-from maskaug.benchmarks.classifiers import classifier_results
+from maskaug.benchmarks.classifiers import classifier_scores
 from maskaug.benchmarks.early_stopping import EarlyStopping, epoch_timesteps
 from maskaug.benchmarks.pictures import masks_picture
 from maskaug.benchmarks.reports import correlations, few_of, heading_of, report_on
@@ -261,7 +261,7 @@ def train(
         "timesteps": float(agent.num_timesteps),
         **report.flat(check_set.split),
         **correlations(agent, check_set, judged, game.fill),
-        **(classifier_results(judge, held_out, game.device) if classifies else {}),
+        **(classifier_scores(judge, held_out, game.device).flat if classifies else {}),
     }
     folder.results(results)
     heading = heading_of(agent_name, check_set, report)

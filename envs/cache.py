@@ -1,21 +1,22 @@
-"""Decode once: the images of a folder as one `.npy` memory map and a JSON index beside it.
+"""Decode once: the images of a folder as one `.npy` file and a JSON index beside it.
 
-They lie under `MASKAUG_CACHE`, or the user's cache folder. An entry is used only if its sources, its parameters and its
-own bytes are what the index says; anything else is built anew. Where nothing can be written (a read-only folder, a full
-disk) the images are kept in memory and a `UserWarning` says so.
+They lie under `MASKAUG_CACHE`, or the user's cache folder, never below the data set's own. An entry is used only if its
+sources, its parameters and its own bytes are what the index says (`maskaug.envs.cache_entry`); anything else is built
+anew. What was touched or copied is hashed, and where the content is the same nothing is decoded. Where nothing can be
+written (a read-only folder, a full disk) the images are kept in memory and a `UserWarning` says so.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import filelock
@@ -25,38 +26,17 @@ import PIL
 import platformdirs
 from tqdm import tqdm
 
-from maskaug.envs.errors import DatasetError
-from maskaug.envs.files import atomic_write, write_json
+from maskaug.envs.building import Builder
+from maskaug.envs.cache_entry import Cached, CacheEntry
+from maskaug.envs.sources import Sources, Stamp, check_workers, in_order
 
 #: Part of every fingerprint: raised whenever the files' layout or what readers put into them changes.
-FORMAT = 1
+FORMAT = 3
 
 T = TypeVar("T")
 
-
-class Progress(Protocol):
-    """Goes through items behind a progress bar, which only a terminal shows."""
-
-    def __call__(self, items: Sequence[T]) -> Iterator[T]:
-        """The items, one after the other."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Cached:
-    """What `cached_array` returns.
-
-    Attributes:
-        array: (N, …) uint8, read-only; a memory map, unless nothing could be written.
-        details: what the builder noted beside it, JSON values only.
-    """
-
-    array: npt.NDArray[np.uint8]
-    details: dict[str, Any]
-
-
-#: Decodes everything: returns (N, …) uint8 with N > 0, and details that JSON can hold.
-Builder = Callable[[Progress], tuple[npt.NDArray[np.uint8], dict[str, Any]]]
+#: One item → its rows, (K, …) uint8 with the same … for all items, and what to note of it. Called from threads.
+Decoder = Callable[[T], tuple[npt.NDArray[np.uint8], Any]]
 
 
 def cache_folder() -> Path:
@@ -66,123 +46,114 @@ def cache_folder() -> Path:
 
 
 def cached_array(
-    name: str, *, root: Path, sources: Iterable[Path], parameters: Mapping[str, Any], build: Builder
+    name: str,
+    *,
+    root: Path,
+    sources: Iterable[Path] | Mapping[str, Stamp],
+    parameters: Mapping[str, Any],
+    items: Sequence[T],
+    decode: Decoder[T],
+    finish: Callable[[list[Any]], dict[str, Any]] = lambda notes: {},
+    state: Any = None,
+    expected: Mapping[Path, str] | None = None,
+    confine: bool = False,
+    workers: int | None = None,
+    unit: str = "image",
 ) -> Cached:
-    """What `build` makes of `sources`, built at most once.
+    """The rows of all `items`, in their order, decoded at most once.
 
-    Two processes may ask at the same time: the second waits and uses the first's result. Files of an earlier state of
-    the same name, root and parameters are removed when a new one is written.
+    Several processes may ask at the same time: one builds, the others wait and use its result. Rows go to the disk as
+    they are decoded. Files of an earlier state of the same name, root and parameters are removed when a new one is
+    written, and what killed builders have left is removed by the next who comes.
 
     Args:
         name: the data set's name, part of the file names: letters, digits, `-` and `_`.
         root: the data set's folder.
-        sources: every file below it that `build` reads. A change of path, size or modification time rebuilds.
-        parameters: whatever else decides the result, JSON values only.
-        build: decodes everything; called with a progress bar to run its loop through.
+        sources: every file below it that `decode` reads, best in the order in which it reads them; or their stamps
+            (`maskaug.envs.sources.stamp_of`) by path, where somebody has looked at them already.
+        parameters: whatever else tells this entry from others that are wanted as well, JSON values only.
+        items: what `decode` is called with, at least one.
+        decode: see `Decoder`.
+        finish: what was noted of each item → `Cached.details`, JSON values only.
+        state: whatever else decides the rows and may change with the data set, such as the order of its images; JSON
+            values only. Another state replaces the entry.
+        expected: the SHA-256 that sources must have, as hexadecimal digits.
+        confine: whether a source that turns out to lie outside `root`, by a link, is refused rather than hashed.
+        workers: threads that decode; None: one for each core that this process may use.
+        unit: what the progress bar calls an item.
 
     Raises:
-        DatasetError: a source cannot be looked at. Whatever `build` raises passes through.
+        DatasetError: a source cannot be looked at, or changed while it was read. Whatever `decode` raises passes
+            through.
+        ImageError: a source is not what was expected, or not below `root` though it must be.
+        ConfigurationError: `workers` is no number of threads.
     """
-    fingerprint = _fingerprint(root, sources, parameters)
+    threads = check_workers(workers)
     identity = json.dumps([name, str(root.resolve()), dict(parameters)], sort_keys=True)
     stem = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    folder = cache_folder()
-    found = _read(folder, stem, fingerprint)
+    # The decoders' versions too: another release may round differently, and a warm start must equal a cold one.
+    about = json.dumps([FORMAT, PIL.__version__, cv2.__version__, identity, state], sort_keys=True)
+    entry = CacheEntry(cache_folder(), stem, hashlib.sha256(about.encode()).hexdigest(), threads)
+    known = Sources.look(root, sources, expected or {}, confine)
+    found = entry.read(known)
     if found is not None:
+        entry.sweep_killed()
         return found
     with contextlib.ExitStack() as stack:
         failure: OSError | None = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(filelock.FileLock(folder / f"{stem}.lock"))
+            entry.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(filelock.FileLock(entry.lock))
+        except NotImplementedError as error:
+            failure = OSError(str(error))
         except OSError as error:
             failure = error
         else:
-            found = _read(folder, stem, fingerprint)
+            # Whoever held the lock may have built it, and that may have taken a while.
+            known = known.again()
+            found = entry.read(known, locked=True)
             if found is not None:
                 return found
-        array, details = build(lambda items: _bar(items, name))
-        array = np.ascontiguousarray(array)
-        if array.dtype != np.uint8 or array.size == 0:
-            raise TypeError(f"a cache holds uint8 and at least one value, got {array.dtype} of shape {array.shape}")
+            entry.sweep()
+            entry.sweep_killed()
+        builder = stack.enter_context(Builder(entry.folder, stem, failure))
+        notes = _decode_all(name, unit, builder, known, items, decode, threads)
+        if math.prod(builder.shape) == 0:
+            raise TypeError(f"a cache holds at least one value, got the shape {builder.shape}")
+        known.check_unchanged()
         # Through JSON in any case, so that the first reader sees the same types as every later one.
-        notes = json.dumps(details)
-        if failure is None:
-            try:
-                _write(folder, stem, fingerprint, array, notes)
-                found = _read(folder, stem, fingerprint)
-            except OSError as error:
-                failure = error
-    if found is not None:
-        return found
+        details = json.loads(json.dumps(finish(notes), allow_nan=False))
+        found = entry.write(builder, known, details)
+        if found is not None:
+            return found
+        array = builder.in_memory()
+        failure = builder.failure
     warnings.warn(
-        f"the decoded images of {name!r} cannot be kept in {folder} ({failure or 'what was written reads otherwise'}) "
+        f"the decoded images of {name!r} cannot be kept in {entry.folder} ({failure}) "
         "and stay in memory; set MASKAUG_CACHE to a folder with room that can be written to",
         UserWarning,
         stacklevel=2,
     )
-    array.setflags(write=False)
-    return Cached(array, json.loads(notes))
+    return Cached(array, details)
 
 
-def _bar(items: Sequence[T], name: str) -> Iterator[T]:
-    yield from tqdm(items, desc=f"decoding {name}", unit="image", disable=None, leave=False)
+def _decode_all(
+    name: str, unit: str, builder: Builder, known: Sources, items: Sequence[T], decode: Decoder[T], threads: int
+) -> list[Any]:
+    # Each source is hashed just before the item that is likely to read it: one of the two finds it in memory.
+    def one(i: int) -> tuple[npt.NDArray[np.uint8], Any]:
+        first, last = (len(known.order) * j // len(items) for j in (i, i + 1))
+        for path in known.order[first:last]:
+            known.hash(path)
+        return decode(items[i])
 
-
-def _fingerprint(root: Path, sources: Iterable[Path], parameters: Mapping[str, Any]) -> str:
-    files = []
-    for path in set(sources):
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise DatasetError(f"{path} cannot be looked at ({error.strerror}); is the folder still there?") from error
-        files.append((path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))
-    # The decoders' versions too: another release may round differently, and a warm start must equal a cold one.
-    about = [FORMAT, PIL.__version__, cv2.__version__, dict(parameters), sorted(files)]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _read(folder: Path, stem: str, fingerprint: str) -> Cached | None:
-    # Whatever is wrong with an entry, the answer is the same: it is not there.
-    try:
-        index = json.loads((folder / f"{stem}.json").read_bytes())
-        if index["format"] != FORMAT or index["fingerprint"] != fingerprint:
-            return None
-        path = folder / f"{stem}-{fingerprint[:16]}.npy"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != index["sha256"]:
-                return None
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.uint8 or list(array.shape) != index["shape"]:
-            return None
-        return Cached(array, dict(index["details"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(folder: Path, stem: str, fingerprint: str, array: npt.NDArray[np.uint8], notes: str) -> None:
-    # The index is written last: until it names the new array, there is no entry.
-    target = folder / f"{stem}-{fingerprint[:16]}.npy"
-    for old in [*folder.glob(f"{stem}*"), *folder.glob(f".{stem}*")]:
-        if old.name != f"{stem}.lock":
-            # Windows keeps files that another process has mapped; the next build gets them.
-            with contextlib.suppress(OSError):
-                old.unlink()
-    digest = ""
-
-    def write(temporary: Path) -> None:
-        nonlocal digest
-        with temporary.open("wb") as file:
-            np.lib.format.write_array(file, array, allow_pickle=False)
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-
-    atomic_write(target, write)
-    index = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "sha256": digest,
-        "shape": list(array.shape),
-        "details": json.loads(notes),
-    }
-    write_json(folder / f"{stem}.json", index)
+    notes = []
+    with (
+        contextlib.closing(in_order(one, range(len(items)), threads)) as decoded,
+        tqdm(total=len(items), desc=f"decoding {name}", unit=unit, disable=None, leave=False) as bar,
+    ):
+        for rows, note in decoded:
+            builder.append(rows)
+            notes.append(note)
+            bar.update()
+    return notes

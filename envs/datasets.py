@@ -6,25 +6,30 @@ near-duplicate stands on both sides of a split. Labels, regions and groups never
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from maskaug.envs.defaults import default_image_size
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.rows import ImageArray, RegionArray, Rows, blocks
 from maskaug.envs.splits import crossing_groups, deal_groups
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)
+
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,10 +38,11 @@ class ImageDataset:
 
     Attributes:
         name: the data set's name, as tables print it.
-        images: (N, C, H, W) uint8; may be a memory map.
+        images: (N, C, H, W) uint8: an array, or `Rows` of a file where there are more than memory should hold. Both are
+            indexed by integers, slices and (M,) arrays along the first axis, which gives arrays.
         labels: (N,) int64, the class of each image, or None without labels.
-        regions: (N, H, W) bool, the known relevant part of each image (all False where there is none), or None if
-            unknown. Only ever used to score, never to train.
+        regions: (N, H, W) bool, likewise, the known relevant part of each image (all False where there is none), or
+            None if unknown. Only ever used to score, never to train.
         groups: (N,) int64; images of one patient or of one cluster of near-duplicates share a number.
         class_names: the label's names, in the order of the labels.
         names: (N,) what to call each image in an error: a path, or a recipe.
@@ -47,12 +53,13 @@ class ImageDataset:
         studies: (N,) int64; images of one study, which doctors judge together, share a number. None if unknown.
         official: (N,) int64, the place in `SPLITS` of the part that each image belongs to by the data set's own
             division; None: it has none, and is split by group.
+        study_names: what to call study 0, 1, …, for tables; empty: by their numbers.
     """
 
     name: str
-    images: npt.NDArray[np.uint8]
+    images: ImageArray
     labels: npt.NDArray[np.int64] | None
-    regions: npt.NDArray[np.bool_] | None
+    regions: RegionArray | None
     groups: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     names: tuple[str, ...]
@@ -62,6 +69,7 @@ class ImageDataset:
     citation: str = ""
     studies: npt.NDArray[np.int64] | None = None
     official: npt.NDArray[np.int64] | None = None
+    study_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -86,6 +94,10 @@ class ImageDataset:
                 f"labels run from {self.labels.min()} to {self.labels.max()}, but there are {len(self.class_names)} "
                 f"class names {self.class_names}; labels must be 0 … classes − 1"
             )
+        if self.study_names and (
+            self.studies is None or not 0 <= self.studies.min() <= self.studies.max() < len(self.study_names)
+        ):
+            raise DatasetError(f"{len(self.study_names)} study names need studies that are numbers of these, from 0")
         if self.official is not None:
             if not (self.official.min() >= 0 and self.official.max() < len(SPLITS)):
                 raise DatasetError(f"official must hold places in {SPLITS}, 0 … {len(SPLITS) - 1}")
@@ -109,35 +121,43 @@ class ImageDataset:
         """SHA-256 over images, labels, regions, groups and studies: equal digests are the same data."""
         h = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         for array in (self.images, self.labels, self.regions, self.groups):
-            h.update(b"-" if array is None else np.ascontiguousarray(array).data)
+            for block in [np.frombuffer(b"-", np.uint8)] if array is None else blocks(array):
+                h.update(block.data)
         if self.studies is not None:
             # Data sets without studies keep the digests that runs and judges have on record.
             h.update(np.ascontiguousarray(self.studies).data)
         return h.hexdigest()
 
+    @functools.cached_property
+    def outlined(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: the images whose known region is not empty; none where regions are unknown."""
+        if self.regions is None:
+            return np.zeros(len(self), np.bool_)
+        return np.concatenate([block.any(axis=(1, 2)) for block in blocks(self.regions)])
+
     def subset(self, indices: npt.ArrayLike, split: str | None = None) -> ImageDataset:
-        """The images at `indices` ((M,) integers or (N,) bool), in that order."""
+        """The images at `indices` ((M,) integers or (N,) bool), in that order; those in a file stay there."""
         index = np.asarray(indices)
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index.astype(np.int64)
         if len(index) == 0:
             raise DatasetError(f"an empty subset of {self.name} was asked for; a data set needs at least one image")
         return dataclasses.replace(
             self,
-            images=self.images[index],
-            labels=None if self.labels is None else self.labels[index],
-            regions=None if self.regions is None else self.regions[index],
+            images=self.images.take(index) if isinstance(self.images, Rows) else self.images[index],
+            labels=_at(self.labels, index),
+            regions=self.regions.take(index) if isinstance(self.regions, Rows) else _at(self.regions, index),
             groups=self.groups[index],
             names=tuple(self.names[i] for i in index),
             split=self.split if split is None else split,
-            studies=None if self.studies is None else self.studies[index],
-            official=None if self.official is None else self.official[index],
+            studies=_at(self.studies, index),
+            official=_at(self.official, index),
         )
 
     def with_region(self) -> ImageDataset:
         """The images whose known region is not empty."""
         if self.regions is None:
             raise DatasetError(f"{self.name} has no known regions; masks cannot be scored on it")
-        return self.subset(self.regions.any(axis=(1, 2)))
+        return self.subset(self.outlined)
 
     def few(self, n_shot: int, seed: int = 0) -> ImageDataset:
         """`n_shot` images of each class, drawn from `seed`, in the order that they have here.
@@ -200,35 +220,80 @@ class ImageDataset:
         return self.subset(inside, split)
 
 
+def _at(values: npt.NDArray[Value] | None, index: npt.NDArray[np.int64]) -> npt.NDArray[Value] | None:
+    return None if values is None else values[index]
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
     """How a named data set is found and read.
 
     Attributes:
         loader: "module:function", called as `loader(root, image_size=…, channels=…, seed=…, **options)`; it returns
-            every image, unsplit, with `official` if the data set has its own division. None: no reader for real files
-            yet.
+            every image, unsplit, with `official` if the data set has its own division. None: drawn, not read.
         folder: the data set's usual folder name, looked for below `MASKAUG_DATA`.
         stand_in: the kind of synthetic image that stands in for it.
         options: the loader's own keywords.
+        lister: "module:function", called as `lister(root, **options)` with those options that it has keywords for; it
+            returns a `maskaug.envs.listing.Listing` without opening a picture. None: the data set is no folder of
+            picture files.
+        regroups: whether the loader looks at the pixels to find out which images belong together, and which to leave
+            out, so that the listing alone does not tell how the images are split.
     """
 
     loader: str | None
     folder: str
     stand_in: str
     options: frozenset[str] = frozenset()
+    lister: str | None = None
+    regroups: bool = False
 
+
+#: How pictures are read (`maskaug.envs.images.Reading`); of those with more than 8 bits or several pages, too.
+_READING = ("fit", "max_pixels", "workers")
+_DEEP = ("window", "frame")
 
 _REGISTRY: dict[str, DatasetSpec] = {
     "synthetic": DatasetSpec(None, "", "radiograph", frozenset({"kind", "difficulty", "task", "n"})),
     "busi": DatasetSpec(
-        "maskaug.envs.busi:load_busi", "Dataset_BUSI_with_GT", "ultrasound", frozenset({"variant", "task", "classes"})
+        "maskaug.envs.busi:load_busi",
+        "Dataset_BUSI_with_GT",
+        "ultrasound",
+        frozenset({"variant", "task", "classes", *_READING}),
+        "maskaug.envs.busi:list_busi",
+        regroups=True,
     ),
-    "mura": DatasetSpec("maskaug.envs.mura:load_mura", "MURA-v1.1", "radiograph", frozenset({"body_part"})),
-    "hip_fracture": DatasetSpec(None, "", "radiograph"),
-    "lgg": DatasetSpec(None, "kaggle_3m", "mr"),
-    "medmnist": DatasetSpec(None, "", "radiograph"),
-    "manifest": DatasetSpec(None, "", "radiograph"),
+    "mura": DatasetSpec(
+        "maskaug.envs.mura:load_mura",
+        "MURA-v1.1",
+        "radiograph",
+        frozenset({"body_part", *_READING}),
+        "maskaug.envs.mura:list_mura",
+    ),
+    "hip_fracture": DatasetSpec(
+        "maskaug.envs.manifest:load_hip_fracture",
+        "hip_fracture",
+        "radiograph",
+        frozenset({"manifest", *_READING, *_DEEP}),
+        "maskaug.envs.manifest:list_hip_fracture",
+    ),
+    "lgg": DatasetSpec(
+        "maskaug.envs.lgg:load_lgg",
+        "kaggle_3m",
+        "mr",
+        frozenset({"channel", *_READING}),
+        "maskaug.envs.lgg:list_lgg",
+    ),
+    "medmnist": DatasetSpec(
+        "maskaug.envs.medmnist:load_medmnist", "medmnist", "radiograph", frozenset({"flag", "workers"})
+    ),
+    "manifest": DatasetSpec(
+        "maskaug.envs.manifest:load_manifest",
+        "manifest",
+        "radiograph",
+        frozenset({"manifest", "class_names", *_READING, *_DEEP}),
+        "maskaug.envs.manifest:list_manifest",
+    ),
 }
 
 
@@ -239,23 +304,23 @@ def register_dataset(name: str, spec: DatasetSpec) -> None:
     _REGISTRY[name] = spec
 
 
+def dataset_names() -> tuple[str, ...]:
+    """All registered names, in the order of the alphabet."""
+    return tuple(sorted(_REGISTRY))
+
+
 def dataset_options(name: str) -> frozenset[str]:
     """The keywords that only data set `name` knows."""
-    return _spec(name).options
+    return dataset_spec(name).options
 
 
 def find_root(name: str, root: str | os.PathLike[str] | None) -> Path | None:
     """The folder of data set `name`: the `root` that was given, else `MASKAUG_DATA/<its usual folder>`, else None."""
-    spec = _spec(name)
+    spec = dataset_spec(name)
     if root is not None:
         path = Path(root).expanduser()
-        if name == "synthetic":
-            raise DatasetError(f"root={str(path)!r} was given, but synthetic images are drawn, not read; leave it out")
         if spec.loader is None:
-            raise DatasetError(
-                f"root={str(path)!r} was given, but this version has no reader for {name!r} yet; leave root out to "
-                "play on its synthetic stand-in, or pass dataset=ImageDataset(...)"
-            )
+            raise DatasetError(f"root={str(path)!r} was given, but {name} images are drawn, not read; leave it out")
         if not path.is_dir():
             raise DatasetError(f"root={str(path)!r} is not a folder; expected the {spec.folder!r} folder of {name!r}")
         return path
@@ -279,24 +344,32 @@ def load_dataset(
 ) -> ImageDataset:
     """One split of a named data set, or of its synthetic stand-in.
 
+    Within a process a data set is read once: lists (CSV and npz files) that were changed are read again, pictures are
+    not; a new process sees those that were.
+
     Args:
         name: a registered data set: "synthetic", "busi", "mura", …
         root: its folder. Without one, `MASKAUG_DATA` is looked through; if that has none either, the stand-in is used
             with a `UserWarning` and the result's `source` is "synthetic".
         split: "train", "val", "test" (the data set's own division, else 70/15/15 by group), or "all".
         image_size: height and width in pixels; None: see `maskaug.envs.defaults`.
-        channels: 1 (grey) or 3 (grey, repeated).
+        channels: 1 (grey) or 3: grey, repeated; the pictures' colours of manifest, hip_fracture and medmnist; the
+            sequences of lgg with channel="all", which needs 3.
         n_shot: of the training split so many images of each class alone, see `ImageDataset.few`; "val" and "test" stay
             whole. Not together with "all", which holds them.
         seed: of the split, of synthetic images, of random crops, and of the images of each class.
-        **options: the data set's own (`kind`, `difficulty`, `task`, `n` for synthetic; `variant`, `task`, `classes` for
-            busi; `body_part` for mura).
+        **options: the data set's own, see its loader: for synthetic `kind`, `difficulty`, `task`, `n`; for busi
+            `variant`, `task`, `classes`; for mura `body_part`; for lgg `channel`; for medmnist `flag`; for manifest and
+            hip_fracture `manifest`, `window`, `frame`; for manifest `class_names`. How pictures are decoded: `fit` and
+            `max_pixels` for all of these but synthetic and medmnist; `workers` for all but synthetic. Only for real
+            images, but for those of synthetic.
 
     Raises:
-        DatasetError: the folder is not what was expected.
+        DatasetError: the folder is not what was expected, a split is empty, or options without real images.
+        ImageError: a picture cannot be read.
         ConfigurationError: an unknown name, split or option, or an `n_shot` that the training split cannot give.
     """
-    spec = _spec(name)
+    spec = dataset_spec(name)
     if split not in (*SPLITS, "all"):
         raise ConfigurationError(f"split={split!r} is unknown; use one of {(*SPLITS, 'all')}")
     if channels not in (1, 3):
@@ -331,7 +404,14 @@ def load_dataset(
     if path is None:
         # Several data sets have one stand-in: under one name it is drawn once.
         name, options = "synthetic", {"kind": spec.stand_in, **options}
-    key = (name, None if path is None else str(path.resolve()), size, channels, seed)
+    key = (
+        name,
+        None if path is None else str(path.resolve()),
+        size,
+        channels,
+        seed,
+        _lists(path, spec, options.get("manifest")),
+    )
     # What is remembered is found by its options, and a list could not be looked up.
     given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     everything = _load_parts(key, tuple(sorted(given.items())))
@@ -345,21 +425,66 @@ def load_dataset(
 
 
 @functools.lru_cache(maxsize=4)
-def _load_parts(key: tuple[str, str | None, int, int, int], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
+def _load_parts(key: tuple[str, str | None, int, int, int, Any], options: tuple[tuple[str, Any], ...]) -> ImageDataset:
     # A training and an evaluation environment ask for two splits of the same images: read or draw them once.
-    name, root, image_size, channels, seed = key
+    name, root, image_size, channels, seed, _ = key
     if root is None:
         from maskaug.envs.synthetic import make_synthetic
 
         return make_synthetic(image_size=image_size, channels=channels, seed=seed, **dict(options))
-    reader = _spec(name).loader
+    return read_dataset(name, Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
+
+
+def _lists(root: Path | None, spec: DatasetSpec, manifest: object) -> tuple[tuple[str, int, int], ...]:
+    # Somebody who mends a list in a notebook wants to see what it says now; it may lie one folder further down.
+    if root is None:
+        return ()
+    found = []
+    for folder in {root, root / spec.folder}:
+        if not folder.is_dir():
+            continue
+        try:
+            names = [name for name in os.listdir(folder) if name.lower().endswith((".csv", ".npz")) or name == manifest]
+        except OSError as error:
+            raise DatasetError(f"{folder} cannot be looked through ({error.strerror}); make it readable") from error
+        for name in names:
+            # What cannot be looked at, a link to nowhere for example, is the reader's to tell of.
+            with contextlib.suppress(OSError):
+                stat = os.stat(folder / name)
+                found.append((os.path.join(folder, name), stat.st_mtime_ns, stat.st_size))
+    return tuple(sorted(found))
+
+
+def read_dataset(
+    name: str, root: Path, *, image_size: int, channels: int = 1, seed: int = 0, **options: Any
+) -> ImageDataset:
+    """All real images of a named data set, unsplit, as its loader reads them now: nothing is remembered."""
+    reader = dataset_spec(name).loader
     assert reader is not None
     module, function = reader.split(":")
     loader: Callable[..., ImageDataset] = getattr(importlib.import_module(module), function)
-    return loader(Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
+    with _seldom_collected():
+        return loader(root, image_size=image_size, channels=channels, seed=seed, **options)
 
 
-def _spec(name: str) -> DatasetSpec:
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    # A list of 40 000 images is made of objects that stay: looking through all that torch has loaded every time a few
+    # hundred more are there takes as long as reading the list.
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], 200_000) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def dataset_spec(name: str) -> DatasetSpec:
+    """How data set `name` is found and read.
+
+    Raises:
+        ConfigurationError: there is none of this name.
+    """
     if name not in _REGISTRY:
         raise ConfigurationError(f"unknown data set {name!r}; known are {', '.join(sorted(_REGISTRY))}")
     return _REGISTRY[name]

@@ -24,8 +24,10 @@ class ImageError(MaskAugError, ValueError):
     """
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
         self.path = str(path)
+        # A file's name can hold line breaks and what a terminal takes for commands.
+        shown = self.path if self.path.isprintable() else ascii(self.path)
+        super().__init__(f"{shown}: {reason}")
         self.reason = reason
 
 

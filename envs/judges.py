@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -27,6 +25,7 @@ from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.networks import SmallClassifier, seeded_weights
 from maskaug.envs.reconstructors import ContextEncoder, FrozenEncoder, SmallContextEncoder
+from maskaug.envs.rows import ImageArray
 from maskaug.envs.statistics import reestimate_statistics
 
 #: a judge as people name it: a name, a .safetensors path, or the network itself.
@@ -151,9 +150,7 @@ def load_encoder(path: str | os.PathLike[str]) -> FrozenEncoder:
     return model.encoder()
 
 
-def save_encoder(
-    path: str | os.PathLike[str], model: SmallContextEncoder | ContextEncoder, images: npt.NDArray[np.uint8]
-) -> None:
+def save_encoder(path: str | os.PathLike[str], model: SmallContextEncoder | ContextEncoder, images: ImageArray) -> None:
     """Write a reconstructor for `load_encoder`, its encoder's batch-norm statistics those of clean `images`.
 
     Args:

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from maskaug.envs.rows import ImageArray, Rows, blocks
+
 #: of the device's free memory, how much a data set may take.
 SHARE = 0.25
 
@@ -18,18 +20,18 @@ class Pictures:
     right.
 
     Args:
-        images: on the host; may be a memory map.
+        images: on the host; or in a file, whose images are then read as they are wanted.
         device: where they are wanted.
-        resident: keep all of them there, where they fit; on a CPU this copies nothing.
+        resident: keep all of them there, where they fit; on a CPU this copies nothing, and what is in a file stays
+            in it.
     """
 
-    def __init__(self, images: npt.NDArray[np.uint8], device: torch.device, *, resident: bool) -> None:
+    def __init__(self, images: ImageArray, device: torch.device, *, resident: bool) -> None:
         self._images, self.device = images, device
         #: all images on the device, or None.
         self.resident: Tensor | None = None
-        if resident and _fits(images.nbytes, device):
-            writable = images if images.flags.writeable else np.array(images)
-            self.resident = torch.from_numpy(writable).to(device)
+        if resident and (device.type == "cuda" or not isinstance(images, Rows)) and _fits(images.nbytes, device):
+            self.resident = upload(images, device)
         self._ahead: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event] | None = None
         self._stream: torch.cuda.Stream | None = None
 
@@ -76,6 +78,18 @@ class Pictures:
     def __getstate__(self) -> dict[str, object]:
         # Streams and events belong to one process.
         return {**self.__dict__, "_ahead": None, "_stream": None}
+
+
+def upload(images: ImageArray, device: torch.device) -> Tensor:
+    """All images on `device`; of those in a file the host never holds more than a few."""
+    if not isinstance(images, Rows):
+        return torch.from_numpy(images if images.flags.writeable else np.array(images)).to(device)
+    there = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    first = 0
+    for block in blocks(images):
+        there[first : first + len(block)] = torch.from_numpy(block)
+        first += len(block)
+    return there
 
 
 def _fits(size: int, device: torch.device) -> bool:

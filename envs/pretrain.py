@@ -17,6 +17,7 @@ from torch.nn import functional
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.networks import at_once, to_float
+from maskaug.envs.rows import ImageArray
 from maskaug.envs.statistics import has_statistics, reestimate_statistics
 
 #: (images (N, C, H, W) float, indices (N,) int64) → another view of the images, of the same shape.
@@ -89,7 +90,6 @@ def fit_classifier(
     if train.labels is None:
         raise ConfigurationError(f"{train.name} has no labels, and a classifier needs them")
     generator = torch.Generator().manual_seed(settings.seed)
-    images = as_writable(train.images)
     labels = as_writable(train.labels)
     model.to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
@@ -106,9 +106,9 @@ def fit_classifier(
     loss = torch.zeros(())
     for step in range(settings.updates):
         while len(order) < settings.batch_size:
-            order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+            order = torch.cat([order, torch.randperm(len(train), generator=generator)])
         index, order = order[: settings.batch_size], order[settings.batch_size :]
-        x, y = to_float(images[index].to(device)), labels[index].to(device)
+        x, y = to_float(as_writable(train.images[index.numpy()]).to(device)), labels[index].to(device)
         if view is not None:
             x = torch.cat([x, view(x, index)])
             y = torch.cat([y, y])
@@ -154,7 +154,7 @@ def _augment(x: Tensor, n: int, settings: FitSettings, generator: torch.Generato
 @torch.no_grad()
 def predict_logits(
     model: nn.Module,
-    images: npt.NDArray[np.uint8],
+    images: ImageArray,
     *,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
@@ -186,23 +186,31 @@ def score_logits(logits: Tensor, dataset: ImageDataset) -> dict[str, float]:
     """What `evaluate_classifier` returns, from the logits (N, classes) of all images of `dataset`."""
     assert dataset.labels is not None
     labels = as_writable(dataset.labels)
-    probabilities = logits.softmax(1).double().numpy()
-    classes = len(dataset.class_names)
-    auroc = float("nan")
-    if len(np.unique(dataset.labels)) == classes and bool(logits.isfinite().all()):
-        if classes == 2:
-            auroc = float(roc_auc_score(dataset.labels, probabilities[:, 1]))
-        else:
-            auroc = float(roc_auc_score(dataset.labels, probabilities, multi_class="ovr"))
+    finite = bool(logits.isfinite().all())
     return {
         "accuracy": float((logits.argmax(1) == labels).double().mean()),
-        "auroc": auroc,
+        "auroc": auroc(logits.softmax(1).double().numpy(), dataset.labels) if finite else float("nan"),
         "loss": float(functional.cross_entropy(logits, labels)),
     }
 
 
+def auroc(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
+    """The area under the ROC curve, macro one-against-rest with more than two classes; NaN where a class is missing.
+
+    Args:
+        probabilities: (N, C), finite, rows that sum to 1.
+        labels: (N,), 0 … C − 1.
+    """
+    classes = probabilities.shape[1]
+    if len(np.unique(labels)) < classes:
+        return float("nan")
+    if classes == 2:
+        return float(roc_auc_score(labels, probabilities[:, 1]))
+    return float(roc_auc_score(labels, probabilities, multi_class="ovr"))
+
+
 def evaluate_on_clean(
-    model: nn.Module, dataset: ImageDataset, images: npt.NDArray[np.uint8], *, device: str | torch.device = "cpu"
+    model: nn.Module, dataset: ImageDataset, images: ImageArray, *, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
     """`evaluate_classifier` with the batch-norm statistics of clean `images` (N, C, H, W) uint8, of the training split.
 
@@ -214,5 +222,5 @@ def evaluate_on_clean(
 
 
 def as_writable(array: npt.NDArray[Any]) -> Tensor:
-    """An array as a tensor; a copy where nobody may write to it, of which torch would warn: a cache's memory map."""
+    """An array as a tensor; a copy where nobody may write to it, of which torch would warn."""
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.networks import to_float
+from maskaug.envs.rows import ImageArray
 
 Network = TypeVar("Network", bound=nn.Module)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -22,9 +22,7 @@ def has_statistics(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def reestimate_statistics(
-    model: Network, images: npt.NDArray[np.uint8], *, most: int = 1024, batch: int = 64
-) -> Network:
+def reestimate_statistics(model: Network, images: ImageArray, *, most: int = 1024, batch: int = 64) -> Network:
     """Give a network's batch norms the statistics of clean images, in place: so far it has seen hidden parts.
 
     All else stays, the mode it is in included; nothing happens to a network without batch norms.

@@ -250,6 +250,38 @@ def bench_device(
     device_throughput(settings, num_envs, device, out)
 
 
+def bench_data(
+    pictures: int = 200,
+    source_size: int = 512,
+    image_size: int = 224,
+    rounds: int = 5,
+    images: int = 40_000,
+    link_size: int = 128,
+    starts: int = 3,
+    folder: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """First caching against decoding alone, batches from the cache against decoding, and a second start.
+
+    Args:
+        pictures: different made-up pictures that are decoded.
+        source_size: their sides in pixels.
+        image_size: what they are resized to.
+        rounds: how often both sides are measured in turn; the median is reported.
+        images: files of the second start, hard links to so many different pictures.
+        link_size: their sides in pixels; smaller ones are cached sooner, and the cache is the same size.
+        starts: second starts, each a process of its own.
+        folder: where all of it is made and removed again, images × image_size² bytes; the system's temporary folder.
+        out: a JSON file for every figure.
+    """
+    from maskaug.benchmarks.data_throughput import DataSettings, data_throughput
+
+    settings = DataSettings(
+        pictures, source_size, image_size, rounds, images=images, link_size=link_size, starts=starts
+    )  # fmt: skip
+    data_throughput(settings, out, folder)
+
+
 #: name → command.
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "retention": bench_retention,
@@ -257,6 +289,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "area": bench_area,
     "throughput": bench_throughput,
     "device": bench_device,
+    "data": bench_data,
     "regret": bench_regret,
     "intelligent-masking": bench_intelligent_masking,
 }

@@ -1,9 +1,12 @@
-"""The command line: `maskaug envs | train AGENT | evaluate RUN | pretrain | bench NAME`. The same flags everywhere."""
+"""The command line: `maskaug envs | train AGENT | evaluate RUN | pretrain | bench NAME | data check DATASET`.
+
+The same flags everywhere.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +14,7 @@ import tyro
 
 from maskaug.bench import BENCHMARKS
 from maskaug.benchmarks.presets import apga_play, apga_run, intelligent_masking_play
+from maskaug.data import DATA
 from maskaug.options import (
     APGAOptions,
     DistilledOptions,
@@ -234,12 +238,14 @@ def envs() -> None:
     print(environments_table())
 
 
-COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
+#: A command's result is the exit status; None: 0.
+COMMANDS: dict[str, Callable[..., int | None] | Mapping[str, Callable[..., int | None]]] = {
     "envs": envs,
     "train": {"apga": train_apga, "intelligent-masking": train_intelligent_masking, "distilled": train_distilled},
     "evaluate": evaluate,
     "pretrain": pretrain,
     "bench": BENCHMARKS,
+    "data": DATA,
 }
 
 
@@ -252,22 +258,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands, program = COMMANDS, "maskaug"
-    if words and isinstance(group := COMMANDS.get(words[0]), dict):
+    if words and isinstance(group := COMMANDS.get(words[0]), Mapping):
         commands, program = dict(group), f"maskaug {words[0]}"
         words = words[1:]
-    flat = {name: _group(name, item) if isinstance(item, dict) else item for name, item in commands.items()}
+    flat = {name: _group(name, item) if isinstance(item, Mapping) else item for name, item in commands.items()}
     try:
-        tyro.extras.subcommand_cli_from_dict(flat, prog=program, args=words, description=__doc__)
+        status: int | None = tyro.extras.subcommand_cli_from_dict(flat, prog=program, args=words, description=__doc__)
     except (MaskAugError, gym.error.Error, OSError) as error:
         print("maskaug: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("maskaug: interrupted; a training run continues with --resume", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
-def _group(name: str, members: dict[str, Callable[..., None]]) -> Callable[[], None]:
+def _group(name: str, members: Mapping[str, Callable[..., int | None]]) -> Callable[[], None]:
     # Only its help is ever shown from here: `main` goes into a group before tyro sees it.
     def show() -> None:
         print(f"maskaug {name}: choose one of {', '.join(members)}")

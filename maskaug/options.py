@@ -66,6 +66,17 @@ class EnvOptions(Options):
         task: BUSI and synthetic ultrasound: diagnosis or presence.
         classes: BUSI diagnosis: 2 (benign, malignant) or 3 (and normal).
         body_part: MURA: elbow, finger, forearm, hand, humerus, shoulder or wrist, several with commas, or all.
+        channel: LGG: flair, pre, post, or all (needs --channels 3).
+        flag: MedMNIST: which of its sets: pneumoniamnist, breastmnist, …
+        manifest: manifest and hip fractures: the CSV file's name below the root; manifest.csv if left out.
+        class_names: manifest: its classes in the order of their numbers, with commas between; what the file holds,
+            sorted, if left out.
+        fit: real images that are not square: stretch, letterbox or crop.
+        window: manifest and hip fractures: of images with more than 8 bits the values that become black and white,
+            LOW,HIGH, or minmax.
+        frame: manifest and hip fractures: of files with several pages, the one to read.
+        max_pixels: real images with more pixels than this are refused; 64 million if left out.
+        workers: threads that decode the images when they are first read; one for each core if left out.
     """
 
     root: str | None = None
@@ -101,6 +112,15 @@ class EnvOptions(Options):
     task: str | None = None
     classes: int | None = None
     body_part: str | None = None
+    channel: str | None = None
+    flag: str | None = None
+    manifest: str | None = None
+    class_names: str | None = None
+    fit: str | None = None
+    window: str | None = None
+    frame: int | None = None
+    max_pixels: int | None = None
+    workers: int | None = None
 
     def given(self) -> dict[str, Any]:
         """What was given; one judge as itself, several as a list."""

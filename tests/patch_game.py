@@ -32,7 +32,7 @@ def square_images(n: int, seed: int, *, labels: bool = True) -> ImageDataset:
 def corners_of(dataset: ImageDataset) -> Any:
     """(N,) the number of the patch that is exactly the region."""
     assert dataset.regions is not None
-    first = dataset.regions.reshape(len(dataset), -1).argmax(1)
+    first = np.asarray(dataset.regions).reshape(len(dataset), -1).argmax(1)
     return first // SIZE // CELL * (GRID - 1) + first % SIZE // CELL
 
 

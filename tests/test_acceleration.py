@@ -187,7 +187,7 @@ def test_a_judge_learns_in_bf16() -> None:
         return float((answers == labels).mean())
 
     data = pictures(40, 40)
-    data.images[data.labels == 1, :, :8, :8] = 255
+    np.asarray(data.images)[data.labels == 1, :, :8, :8] = 255
     env = MaskVectorEnv(8, dataset=data, grid=5, judge_batch=8, device="cpu", precision="bf16")
     assert accuracy(env) <= 0.7
     env.reset(seed=0)
@@ -199,7 +199,7 @@ def test_a_judge_learns_in_bf16() -> None:
 def test_an_agent_learns_the_known_answer_in_bf16() -> None:
     agent = APGA(marker_env(precision="bf16")).learn(8_000)
     held_out = marker_images(100, seed=99)
-    report = mask_report(agent.scores(held_out.images), held_out, marker_images(64, 0), agent.spec)
+    report = mask_report(agent.scores(np.asarray(held_out.images)), held_out, marker_images(64, 0), agent.spec)
     assert report.retention["agent"] > 0.8
     assert {p.dtype for p in agent.policy.parameters()} == {torch.float32}
 

@@ -242,7 +242,7 @@ def trained() -> APGA:
 
 def test_it_learns_the_known_answer(trained: APGA) -> None:
     held_out = marker_images(200, seed=99)
-    report = mask_report(trained.scores(held_out.images), held_out, marker_images(64, 0), trained.spec)
+    report = mask_report(trained.scores(np.asarray(held_out.images)), held_out, marker_images(64, 0), trained.spec)
     assert report.area == 0.25
     assert report.retention["agent"] >= 0.95
     # The masks are each image's own, not a favourite place.
@@ -263,7 +263,7 @@ def test_training_reward_rises(trained: APGA) -> None:
 
 def test_published_is_playable_and_reports_its_area() -> None:
     agent = APGA(marker_env(16, 1), loss="published").learn(320)
-    observation = marker_images(5, 1).images
+    observation = np.asarray(marker_images(5, 1).images)
     drawn, _ = agent.predict(observation)
     assert np.array_equal(drawn, (agent.scores(observation) > 0).reshape(5, -1))
     best, _ = agent.predict(observation, deterministic=True)
@@ -335,7 +335,7 @@ def test_progress_bar_is_shown_only_when_asked_for(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_predict_gives_exactly_k_cells_of_the_right_shape(trained: APGA, deterministic: bool) -> None:
-    images = marker_images(6, 4).images
+    images = np.asarray(marker_images(6, 4).images)
     batch, state = trained.predict(images, deterministic=deterministic)
     assert state is None
     assert batch.shape == (6, GRID * GRID)
@@ -352,7 +352,7 @@ def test_predict_gives_exactly_k_cells_of_the_right_shape(trained: APGA, determi
 
 
 def test_scores_have_their_shape_and_do_not_depend_on_the_batch(trained: APGA) -> None:
-    images = marker_images(6, 4).images
+    images = np.asarray(marker_images(6, 4).images)
     scores = trained.scores(images)
     assert scores.shape == (6, GRID, GRID)
     assert scores.dtype == np.float32
@@ -363,13 +363,13 @@ def test_scores_have_their_shape_and_do_not_depend_on_the_batch(trained: APGA) -
 
 
 def test_scores_take_read_only_images(trained: APGA) -> None:
-    images = marker_images(2, 4).images
+    images = np.asarray(marker_images(2, 4).images)
     images.flags.writeable = False
     assert trained.scores(images).shape == (2, GRID, GRID)
 
 
 def test_images_of_another_kind_are_refused(trained: APGA) -> None:
-    images = marker_images(2, 4).images
+    images = np.asarray(marker_images(2, 4).images)
     wrongs: list[Any] = [
         images / 255,
         images[:, :, :-1],

@@ -73,8 +73,8 @@ def test_it_learns_the_known_answer_and_keeps_its_area() -> None:
     agent.learn(16_000, lambda _, metrics: areas.append(metrics["rollout/area"]))
     held_out = marker_images(64, seed=5)
     assert held_out.regions is not None
-    masks = Masker(agent)(held_out.images)
-    kept = (masks & held_out.regions).sum((1, 2)) / held_out.regions.sum((1, 2))
+    masks = Masker(agent)(np.asarray(held_out.images))
+    kept = (masks & held_out.regions).sum((1, 2)) / np.asarray(held_out.regions).sum((1, 2))
     assert kept.mean() > 0.9
     assert np.mean(areas[:5]) == pytest.approx(0.25, abs=0.05)
     assert 0.1 < np.mean(areas[-20:]) < 0.33

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskaug.envs.busi import choose_crops, load_busi, near_duplicates, write_example
+from maskaug.envs.busi import list_busi, load_busi, write_example
+from maskaug.envs.busi_files import CLASSES
+from maskaug.envs.checking import check_dataset
+from maskaug.envs.crops import choose_crops
 from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
-from maskaug.envs.images import read_grey, read_mask, resize
+from maskaug.envs.images import Reading, fit_region, read_fitted, read_grey, read_mask, resize
+from maskaug.envs.near_duplicates import near_duplicates
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def test_everything_is_read_in_order(root: Path) -> None:
     assert data.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert data.names[:2] == ("benign (1).png", "benign (2).png")
     assert data.regions is not None
-    assert data.regions.any(axis=(1, 2)).tolist() == [True] * 10 + [False] * 5
+    assert np.asarray(data.regions).any(axis=(1, 2)).tolist() == [True] * 10 + [False] * 5
     assert (data.name, data.source, data.licence) == ("busi", "busi", "CC BY 4.0")
     assert "104863" in data.citation
 
@@ -121,7 +126,7 @@ def test_junk_is_ignored_and_a_cut_down_copy_will_do(root: Path) -> None:
 
 
 def test_a_changed_file_is_read_again(root: Path) -> None:
-    before = load(root).images.copy()
+    before = np.asarray(load(root).images).copy()
     path = root / "normal" / "normal (1).png"
     Image.fromarray(255 - read_grey(path)).save(path)
     os.utime(path, ns=(5, 5))
@@ -138,8 +143,6 @@ def fill(path: Path, value: int) -> None:
 @pytest.mark.parametrize(
     ("name", "action", "message"),
     [
-        ("benign (1)_mask.png", Path.unlink, r"benign \(1\).png has no mask"),
-        ("benign (1).png", Path.unlink, r"benign \(1\)_mask.png is the mask of an image that is missing"),
         (
             "benign (1)_mask.png",
             lambda p: Image.new("L", (50, 50), 255).save(p),
@@ -150,13 +153,217 @@ def fill(path: Path, value: int) -> None:
             lambda p: fill(p, 0),
             r"benign \(1\)_mask.png outlines nothing",
         ),
-        ("benign (1).png", lambda p: p.rename(p.with_name("a.png")), r"a.png is not named like"),
+        (
+            "benign (1).png",
+            lambda p: shutil.copy(p, p.with_name("BENIGN (1).PNG")),
+            r"benign \(1\).png: the same picture as BENIGN \(1\).PNG; keep the one",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(root: Path, name: str, action: Any, message: str) -> None:
     action(root / "benign" / name)
     with pytest.raises(DatasetError, match=message):
         load(root)
+
+
+@pytest.mark.parametrize(
+    ("missing", "left", "words"),
+    [
+        (
+            ["benign (1)_mask.png", "benign (3)_mask.png", "benign (4)_mask.png"],
+            ["benign (2).png", "benign (5).png"],
+            "benign: left out are 3 pictures without their mask, or one of several: benign 1, 3–4",
+        ),
+        (
+            ["benign (2)_mask.png"],
+            [f"benign ({i}).png" for i in (1, 3, 4, 5)],
+            "benign: left out are 1 pictures without their mask, or one of several: benign 2",
+        ),
+        (
+            ["benign (1).png", "benign (5).png"],
+            [f"benign ({i}).png" for i in (2, 3, 4)],
+            "benign: left out are 2 pictures of which only masks are there: benign 1, 5",
+        ),
+    ],
+)
+@pytest.mark.parametrize("task", ["diagnosis", "presence"])
+def test_what_has_no_partner_is_left_out_and_named(
+    root: Path, missing: list[str], left: list[str], words: str, task: str
+) -> None:
+    whole = load(root, variant="raw", task=task)
+    for name in missing:
+        (root / "benign" / name).unlink()
+    with pytest.warns(UserWarning, match=f"{re.escape(words)}$") as told:
+        data = load(root, variant="raw", task=task)
+    assert len(told) == 1
+    assert {name.split("@")[0] for name in data.names if name.startswith("benign")} == set(left)
+    kept = [i for i, name in enumerate(whole.names) if name in data.names]
+    assert len(kept) == len(data) < len(whole)
+    np.testing.assert_array_equal(data.images, whole.images[kept])
+
+
+def test_png_files_of_other_names_are_left_out_and_named(root: Path) -> None:
+    whole = load(root).digest
+    for name in ("overlay.png", "malignant (1).png", "benign (0).png"):
+        shutil.copy(root / "benign" / "benign (1).png", root / "benign" / name)
+    with pytest.warns(UserWarning, match=r"left out are 3 PNG .*: benign \(0\).png, malignant \(1\).png, overlay"):
+        assert load(root).digest == whole
+
+
+@pytest.mark.parametrize("kind", ["folder", "dead link"])
+def test_what_is_no_file_is_left_out_by_loading_and_by_the_check(kind: str, root: Path) -> None:
+    before = check_dataset("busi", root, variant="raw")
+    for name in ("benign (9).png", "benign (9)_mask.png"):
+        path = root / "benign" / name
+        path.unlink(missing_ok=True)
+        if kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(root / "gone")
+    with pytest.warns(UserWarning, match=r"left out are 2 folders, dead links .*: benign \(9\).png, benign"):
+        data = load(root, variant="raw")
+    assert "benign (9).png" not in data.names
+    report = check_dataset("busi", root, variant="raw")
+    kinds = {finding.kind: finding.severity for finding in report.findings}
+    assert kinds["file"] == "warning"
+    assert kinds.keys() - {"file"} == {finding.kind for finding in before.findings}
+    assert report.ok == before.ok
+    assert report.images == len(data)
+
+
+def test_a_long_list_of_what_is_left_out_is_cut_short(root: Path) -> None:
+    for number in range(100, 300, 2):
+        (root / "malignant" / f"malignant ({number})_mask.png").write_bytes(b"")
+    (whole,) = (problem.message for problem in list_busi(root).problems if problem.severity == "warning")
+    assert whole.startswith("left out are 100 pictures of which only masks are there: malignant 100, 102,")
+    assert whole.endswith(", 298")
+    with pytest.warns(UserWarning, match=r"left out are 100 .* … \(all of it: `maskaug data check busi`\)$") as told:
+        load(root)
+    assert len(str(told[0].message)) < len(whole) + len(str(root))
+
+
+def test_every_cause_has_its_own_warning(root: Path) -> None:
+    (root / "benign" / "benign (1)_mask.png").unlink()
+    (root / "malignant" / "malignant (2).png").unlink()
+    with pytest.warns(UserWarning, match="left out are") as told:
+        load(root)
+    assert [Path(str(one.message).split(":")[0]).name for one in told] == ["benign", "malignant"]
+    assert {Path(one.filename).name for one in told} == {Path(__file__).name}
+
+
+def test_nothing_but_pictures_without_masks_is_an_error_that_says_so(root: Path) -> None:
+    for path in root.rglob("*_mask*"):
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"left out are 5 pictures without[\s\S]*only normal images can be used"):
+        load(root)
+    shutil.rmtree(root / "normal")
+    with pytest.raises(DatasetError, match=r"left out are 5 pictures without[\s\S]*only no images can be used"):
+        load(root)
+
+
+def test_the_listing_has_what_lies_there(root: Path) -> None:
+    listing = list_busi(root.parent)
+    assert (listing.dataset, listing.root, listing.class_names, listing.regions) == ("busi", root, CLASSES, True)
+    assert [entry.label for entry in listing.entries] == [0] * 5 + [1] * 5 + [2] * 5
+    assert {len(entry.masks) for entry in listing.entries} == {1, 2}
+    assert all(path.is_file() for entry in listing.entries for path in (entry.path, *entry.masks))
+    assert [entry.group for entry in listing.entries] == [entry.name for entry in listing.entries]
+    assert tuple(entry.name for entry in listing.entries) == load(root, variant="raw").names
+    assert listing.chosen == tuple(range(15))
+    assert list_busi(root, classes=2).chosen == tuple(range(10))
+    assert list_busi(root, task="presence").chosen == listing.chosen
+    for options in ({"task": "x"}, {"classes": 4}, {"task": "presence", "classes": 2}):
+        with pytest.raises(ConfigurationError):
+            list_busi(root, **options)
+
+
+def test_numbers_that_are_missing_from_what_was_published_are_noted(root: Path) -> None:
+    for suffix in (".png", "_mask.png"):
+        (root / "malignant" / f"malignant (2){suffix}").unlink()
+        (root / "benign" / f"benign (5){suffix}").rename(root / "benign" / f"benign (500){suffix}")
+    shutil.rmtree(root / "normal")
+    told = list_busi(root).problems
+    assert {problem.severity for problem in told} == {"note"}
+    assert [(Path(problem.where).name, problem.message) for problem in told] == [
+        ("benign", "5 pictures, 437 were published; missing: 5–437"),
+        ("benign", "5 pictures, 437 were published; never published: 500"),
+        ("malignant", "4 pictures, 210 were published; missing: 2, 6–210"),
+        ("normal", "0 pictures, 133 were published; missing: 1–133"),
+    ]
+    assert len(load(root, variant="raw")) == 9
+
+
+# ---- files of other kinds, all of which copies of this data set have -------------------------------------------------
+
+
+def rewrite(root: Path, picture: Any, mask: Any) -> None:
+    """Save every picture and mask anew, as `picture` and `mask` make them."""
+    for path in sorted(root.rglob("*.png")):
+        with Image.open(path) as image:
+            image.load()
+        (mask if "_mask" in path.name else picture)(image).save(path)
+
+
+@pytest.mark.parametrize(
+    ("picture", "mask"),
+    [
+        (lambda i: i.convert("L"), lambda m: m.convert("1")),
+        (lambda i: i.convert("RGBA"), lambda m: m.convert("RGB")),
+        (lambda i: i.convert("L").convert("LA"), lambda m: m.convert("RGBA")),
+        (lambda i: i.convert("L").convert("P"), lambda m: Image.fromarray((np.asarray(m) > 0).astype(np.uint8))),
+        (lambda i: i.convert("RGB"), lambda m: m.convert("P")),
+    ],
+    ids=["grey and 1-bit", "RGBA and RGB", "grey with alpha and RGBA", "palette and 0/1", "RGB and palette"],
+)
+def test_all_kinds_of_files_give_the_same_data(root: Path, picture: Any, mask: Any) -> None:
+    before, crops = load(root).digest, load(root, task="presence").digest
+    rewrite(root, picture, mask)
+    assert load(root).digest == before
+    assert load(root, task="presence").digest == crops
+
+
+def test_upper_case_names_give_the_same_data(root: Path) -> None:
+    before = load(root).digest
+    for path in root.rglob("*.png"):
+        path.rename(path.with_name(path.name.replace(".png", ".PNG").replace("benign", "Benign")))
+    assert load(root).digest == before
+    assert list_busi(root).entries[0].name == "benign (1).png"
+
+
+def test_very_different_sizes_fit(root: Path) -> None:
+    sizes = [(310, 190), (719, 1048), (310, 1048), (719, 190)]
+    for number, size in enumerate(sizes, start=1):
+        for path in (root / "malignant").glob(f"malignant ({number})*.png"):
+            with Image.open(path) as image:
+                larger = image.resize(size, Image.Resampling.NEAREST)
+            larger.save(path)
+    data = load(root, variant="raw")
+    assert data.images.shape == (15, 1, 48, 48)
+    assert data.regions is not None
+    assert data.regions[5:10].any(axis=(1, 2)).all()
+    crops = load(root, task="presence", variant="raw")
+    assert sum(name.startswith("malignant") for name in crops.names) >= 16
+
+
+def test_how_pictures_are_read_is_passed_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in ("diagnosis", "presence"):
+        with pytest.raises(ImageError, match="more than 9000"):
+            load(root, task=task, max_pixels=9000)
+    with pytest.raises(ConfigurationError, match=r"crops .* are square"):
+        load(root, task="presence", fit="crop")
+    plain = load(root, variant="raw")
+    for fit in ("crop", "letterbox"):
+        data = load(root, variant="raw", fit=fit, workers=1)
+        assert data.regions is not None
+        path = root / "malignant" / "malignant (2).png"
+        i = data.names.index(path.name)
+        image, _ = read_fitted(path, Reading(48, fit=fit))
+        assert not np.array_equal(plain.images[i], image)
+        np.testing.assert_array_equal(data.images[i], image)
+        # Regions go where the picture goes, and who shows the same does not depend on it.
+        mask = read_mask(path.with_name("malignant (2)_mask.png"))
+        np.testing.assert_array_equal(data.regions[i], fit_region(mask, Reading(48, fit=fit)))
+        np.testing.assert_array_equal(data.groups, plain.groups)
 
 
 def test_a_lesion_in_a_normal_image_is_an_error(root: Path) -> None:
@@ -185,7 +392,7 @@ def test_a_wrong_folder_shows_the_expected_tree(root: Path, tmp_path: Path) -> N
         load(root, classes=2)
     assert len(load(root)) == 9
     shutil.rmtree(root / "benign")
-    with pytest.raises(DatasetError, match="normal images alone"):
+    with pytest.raises(DatasetError, match="only normal images can be used, and lesions are needed"):
         load(root, task="presence")
 
 
@@ -202,7 +409,7 @@ def test_crops_show_what_their_label_says(root: Path) -> None:
     assert data.class_names == ("absent", "present")
     assert data.labels is not None
     assert data.regions is not None
-    assert data.labels.tolist() == data.regions.any(axis=(1, 2)).tolist()
+    assert data.labels.tolist() == np.asarray(data.regions).any(axis=(1, 2)).tolist()
     assert 0.4 < data.labels.mean() < 0.6
     for i, name in enumerate(data.names):
         source, box = name.split("@")
@@ -211,7 +418,7 @@ def test_crops_show_what_their_label_says(root: Path) -> None:
         with Image.open(root / source.split(" ")[0] / source) as image:
             assert 0 <= x <= image.width - side
             assert 0 <= y <= image.height - side
-    shares = data.regions.mean(axis=(1, 2))[data.labels == 1]
+    shares = np.asarray(data.regions).mean(axis=(1, 2))[data.labels == 1]
     assert shares.max() < 0.55
 
 

@@ -118,4 +118,4 @@ def test_a_copy_of_an_agent_knows_the_clean_losses_it_knew() -> None:
     other = copy.deepcopy(agent)
     assert other._clean
     assert same(other._learning_state()["clean"], agent._learning_state()["clean"])
-    assert same(other.learn(6).scores(DATA.images), agent.learn(6).scores(DATA.images))
+    assert same(other.learn(6).scores(np.asarray(DATA.images)), agent.learn(6).scores(np.asarray(DATA.images)))

@@ -41,7 +41,7 @@ def data(n: int = 20, seed: int = 0) -> ImageDataset:
     """Class b is brighter."""
     found = pictures(n, seed=seed)
     assert found.labels is not None
-    images = np.clip(found.images // 2 + 90 * found.labels[:, None, None, None], 0, 255).astype(np.uint8)
+    images = np.clip(np.asarray(found.images) // 2 + 90 * found.labels[:, None, None, None], 0, 255).astype(np.uint8)
     return dataclasses.replace(found, images=images)
 
 

@@ -90,10 +90,10 @@ def test_the_digest_is_of_everything_that_is_data_and_nothing_else() -> None:
     assert data.labels is not None
     assert data.regions is not None
     changes: list[dict[str, Any]] = [
-        {"images": data.images ^ 1},
+        {"images": np.asarray(data.images) ^ 1},
         {"labels": 1 - data.labels},
         {"labels": None},
-        {"regions": ~data.regions},
+        {"regions": ~np.asarray(data.regions)},
         {"groups": data.groups + 1},
         {"class_names": ("a", "c")},
         {"studies": np.arange(4)},
@@ -175,7 +175,8 @@ def test_impossible_splits_say_why() -> None:
         ({"image_size": 35}, "at least 36"),
         ({"image_size": 64.0}, "at least 36"),
         ({"kinds": "mr"}, "unknown option kinds .*difficulty, kind, n"),
-        ({"name": "lgg", "kind": "mr"}, "knows no options"),
+        ({"name": "lgg", "kind": "mr"}, "knows channel"),
+        ({"name": "medmnist", "kind": "mr"}, "knows flag"),
         ({"name": "mura", "kind": "mr"}, "knows body_part"),
     ],
 )
@@ -218,8 +219,10 @@ def test_a_root_that_is_given_and_wrong_is_named(tmp_path: Path) -> None:
         load_dataset("busi", root=nowhere)
     with pytest.raises(DatasetError, match=rf"{re.escape(str(tmp_path))}[\s\S]*benign/benign \(1\).png"):
         load_dataset("busi", root=tmp_path)
-    with pytest.raises(DatasetError, match=f"{tmp_path}.*no reader for 'lgg' yet"):
+    with pytest.raises(DatasetError, match=rf"{re.escape(str(tmp_path))}[\s\S]*TCGA_CS_4941_19960909_1.tif"):
         load_dataset("lgg", root=tmp_path)
+    with pytest.raises(DatasetError, match=rf"{re.escape(str(tmp_path))}[\s\S]*pneumoniamnist.npz"):
+        load_dataset("medmnist", root=tmp_path)
     with pytest.raises(DatasetError, match=f"{tmp_path}.*drawn, not read"):
         load_dataset("synthetic", root=tmp_path)
 
@@ -246,6 +249,13 @@ def test_a_data_set_can_be_registered(tmp_path: Path, monkeypatch: pytest.Monkey
     assert data.name == f"{tmp_path} 40 3 2 salt"
     with pytest.raises(ConfigurationError, match="registered already"):
         register_dataset("mine", spec)
+
+
+@pytest.mark.parametrize("name", datasets.dataset_names())
+def test_every_option_of_a_data_set_is_told(name: str) -> None:
+    told = (load_dataset.__doc__ or "").partition("**options:")[2].partition("Raises:")[0]
+    for option in dataset_options(name):
+        assert f"`{option}`" in told, option
 
 
 def reader(root: Path, *, image_size: int, channels: int, seed: int, taste: str) -> ImageDataset:

@@ -71,7 +71,7 @@ def test_it_finds_the_stripes_without_looking_at_a_reward() -> None:
     agent = Distilled(env, seed=0, device="cpu", judges=2, judge_updates=150, width=16)
     agent.learn(2 * 150 * 32 + 200 * 32 * 2)
     held_out = stripes(100, 1)
-    masks, regions = Masker(agent)(held_out.images), held_out.regions
+    masks, regions = Masker(agent)(np.asarray(held_out.images)), held_out.regions
     assert regions is not None
     kept, swapped = (((m & regions).sum((1, 2)) / 64).mean() for m in (masks, np.roll(masks, 1, axis=0)))
     assert kept > 0.9

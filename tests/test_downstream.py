@@ -51,7 +51,7 @@ def splits(classes: int = 2, sizes: tuple[int, int, int] = (30, 20, 20), shown: 
     parts = []
     for i, n in enumerate(sizes):
         data = pictures(n, classes=classes, seed=i)
-        images = data.images // 2
+        images = np.asarray(data.images) // 2
         assert data.labels is not None
         if shown:
             for cls in range(classes):

@@ -132,10 +132,10 @@ def test_it_finds_the_marker_without_a_single_action(objective: str) -> None:
 
     def kept(masks: Any) -> float:
         assert held_out.regions is not None
-        return float(((masks & held_out.regions).sum((1, 2)) / held_out.regions.sum((1, 2))).mean())
+        return float(((masks & held_out.regions).sum((1, 2)) / np.asarray(held_out.regions).sum((1, 2))).mean())
 
-    before = kept(Masker(agent)(held_out.images))
-    masks = Masker(agent.learn(16 * 200))(held_out.images)
+    before = kept(Masker(agent)(np.asarray(held_out.images)))
+    masks = Masker(agent.learn(16 * 200))(np.asarray(held_out.images))
     assert before < 0.3
     assert kept(masks) > 0.95
     assert kept(np.roll(masks, 1, axis=0)) < 0.25
@@ -147,7 +147,7 @@ def test_it_learns_masks_of_pixels() -> None:
     agent = EndToEnd(env, seed=0, device="cpu").learn(16 * 60)
     held_out = marker_images(50, 99)
     assert held_out.regions is not None
-    actions, _ = agent.predict(held_out.images, deterministic=True)
+    actions, _ = agent.predict(np.asarray(held_out.images), deterministic=True)
     assert actions.shape == (50, SIZE, SIZE)
     masks = actions > 0
     assert (masks.sum((1, 2)) == SIZE * SIZE // 4).all()
@@ -156,7 +156,7 @@ def test_it_learns_masks_of_pixels() -> None:
 
 def test_predictions_are_the_top_cells_with_or_without_chance() -> None:
     agent = EndToEnd(small_env(), device="cpu").learn(8)
-    images = pictures(3, size=16).images
+    images = np.asarray(pictures(3, size=16).images)
     chosen, _ = agent.predict(images, deterministic=True)
     assert (chosen.sum(1) == 4).all()
     assert np.array_equal(chosen, agent.predict(images)[0])
@@ -319,7 +319,7 @@ def test_it_goes_on_to_the_bit(tmp_path: Path, fill: str) -> None:
 
 def test_it_is_saved_and_load_masker_reads_it(tmp_path: Path) -> None:
     agent = EndToEnd(small_env(), seed=0, device="cpu").learn(20)
-    images = pictures(4, size=16).images
+    images = np.asarray(pictures(4, size=16).images)
     agent.save(tmp_path / "masker.safetensors")
     masker = maskaug.load_masker(tmp_path / "masker.safetensors")
     assert same(masker.agent.scores(images), agent.scores(images))

@@ -174,7 +174,7 @@ def test_every_action_and_every_mask_earns_what_its_step_earns() -> None:
 def test_others_see_one_classifier() -> None:
     env = MaskVectorEnv(2, **play(joint=False, reward_model=two()))
     model = env.game.reward_model.model
-    scores = InputGradient(GridSpec((1, 16, 16), 4, 4), model).scores(DATA.images)
+    scores = InputGradient(GridSpec((1, 16, 16), 4, 4), model).scores(np.asarray(DATA.images))
     assert scores.shape == (8, 4, 4)
     held_out = env.evaluation(dataset=DATA)
     assert held_out.game.reward_model.model is model

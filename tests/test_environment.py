@@ -102,7 +102,7 @@ def test_labels_regions_groups_and_names_never_reach_an_observation() -> None:
     assert DATA.regions is not None
     changed: Game = {
         "labels": 1 - DATA.labels,
-        "regions": ~DATA.regions,
+        "regions": ~np.asarray(DATA.regions),
         "groups": DATA.groups + 9,
         "names": ("x",) * 7,
     }

@@ -35,7 +35,7 @@ def spec(cells: int, patch_cells: int = 0) -> GridSpec:
 def test_a_cells_error_is_the_mean_over_the_patches_that_hold_it(patch_cells: int) -> None:
     found = true_errors(judge(Mean()), PICTURES, spec(patch_cells**2, patch_cells), "zero")
     expected = np.zeros((5, GRID, GRID))
-    for i, image in enumerate(PICTURES.images / 255.0):
+    for i, image in enumerate(np.asarray(PICTURES.images) / 255.0):
         for row, col in np.ndindex(GRID, GRID):
             errors = []
             for top, left in np.ndindex(GRID - patch_cells + 1, GRID - patch_cells + 1):
@@ -54,7 +54,7 @@ def test_a_cells_error_is_the_mean_over_the_patches_that_hold_it(patch_cells: in
 def test_every_cell_is_covered_whatever_the_size_of_the_set(cells: int) -> None:
     found = true_errors(judge(Copy()), PICTURES, spec(cells), "zero", draws=2)
     # The copy is off by the whole value where a pixel is hidden, whatever else is.
-    expected = 4 * ((PICTURES.images / 255.0) ** 2).mean(1).reshape(5, GRID, CELL, GRID, CELL).mean((2, 4))
+    expected = 4 * ((np.asarray(PICTURES.images) / 255.0) ** 2).mean(1).reshape(5, GRID, CELL, GRID, CELL).mean((2, 4))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     masks = torch.stack(_masks(spec(cells), 5, 2, torch.Generator().manual_seed(0)))
     assert (masks.flatten(2).sum(2) == cells).all()

@@ -16,7 +16,7 @@ from maskaug.envs.networks import SmallClassifier, seeded_weights
 
 SPEC = GridSpec((1, SIZE, SIZE), GRID, 4)
 CELL = SIZE // GRID
-IMAGES = marker_images(5, 2).images
+IMAGES = np.asarray(marker_images(5, 2).images)
 
 
 class Linear(nn.Module):

@@ -57,7 +57,7 @@ def test_it_finds_the_best_patch_of_images_it_has_not_seen(steps: int, settings:
     rows = record(agent, steps)
     best = env.evaluation(dataset=HELD_OUT).game.action_rewards(np.arange(80)).argmax(1)
     assert np.array_equal(best, corners_of(HELD_OUT))
-    chosen, _ = agent.predict(HELD_OUT.images, deterministic=True)
+    chosen, _ = agent.predict(np.asarray(HELD_OUT.images), deterministic=True)
     # At random it would be one in sixteen.
     assert (chosen == best).mean() >= 0.9
     if not settings:
@@ -73,12 +73,12 @@ def test_it_finds_the_hardest_cells(loss: str) -> None:
     agent = IntelligentMasking(frozen_env(action="grid", area=0.32), seed=0, width=8, loss=loss, replay_batch=32).learn(
         320
     )
-    chosen, _ = agent.predict(HELD_OUT.images, deterministic=True)
+    chosen, _ = agent.predict(np.asarray(HELD_OUT.images), deterministic=True)
     assert HELD_OUT.regions is not None
-    region = HELD_OUT.regions.reshape(80, GRID, CELL, GRID, CELL).any((2, 4))
+    region = np.asarray(HELD_OUT.regions).reshape(80, GRID, CELL, GRID, CELL).any((2, 4))
     # Four cells of 25, in masks of eight.
     assert (chosen.astype(bool) & region.reshape(80, -1)).sum() / region.sum() >= 0.95
-    scores = agent.scores(HELD_OUT.images)
+    scores = agent.scores(np.asarray(HELD_OUT.images))
     assert scores[region].min() > np.median(scores[~region])
 
 
@@ -293,8 +293,8 @@ def test_loaded_agents_choose_the_same(tmp_path: Path) -> None:
         assert isinstance(loaded, IntelligentMasking)
         assert loaded.settings == agent.settings
         assert loaded.spec == agent.spec
-        assert np.array_equal(loaded.scores(HELD_OUT.images), agent.scores(HELD_OUT.images))
-        chosen = [a.predict(HELD_OUT.images, deterministic=True)[0] for a in (loaded, agent)]
+        assert np.array_equal(loaded.scores(np.asarray(HELD_OUT.images)), agent.scores(np.asarray(HELD_OUT.images)))
+        chosen = [a.predict(np.asarray(HELD_OUT.images), deterministic=True)[0] for a in (loaded, agent)]
         assert np.array_equal(chosen[0], chosen[1])
         assert env.single_action_space.contains(chosen[0][0])
         single, _ = loaded.predict(HELD_OUT.images[0], deterministic=True)

@@ -19,7 +19,7 @@ from maskaug.agents.masker import load_agent
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import make_judge, save_judge
 
-IMAGES = marker_images(6, 11).images
+IMAGES = np.asarray(marker_images(6, 11).images)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ print(int(masker(np.zeros((2, 1, {SIZE}, {SIZE}), np.uint8)).sum()))
 
 
 def test_maskers_of_patches_give_whole_patches_and_sets_of_cells_where_an_area_is_asked_for(tmp_path: Path) -> None:
-    images = square_images(12, 5).images
+    images = np.asarray(square_images(12, 5).images)
     for patch_cells in (2, 3):
         path = tmp_path / f"{patch_cells}.safetensors"
         agent = IntelligentMasking(frozen_env(4, patch_cells=patch_cells), width=8, replay_batch=8).learn(12)
@@ -142,7 +142,7 @@ def test_maskers_of_patches_give_whole_patches_and_sets_of_cells_where_an_area_i
 
 
 def test_maskers_of_intelligent_masking_on_sets_of_cells(tmp_path: Path) -> None:
-    images = square_images(12, 5).images
+    images = np.asarray(square_images(12, 5).images)
     agent = IntelligentMasking(frozen_env(4, action="grid", area=0.24), width=8, replay_batch=8).learn(12)
     agent.save(tmp_path / "m")
     cells = maskaug.load_masker(tmp_path / "m")(images).reshape(12, 5, 8, 5, 8).all((2, 4))

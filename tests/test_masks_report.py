@@ -186,7 +186,7 @@ def test_the_controls_of_patches_are_patches(side: int) -> None:
         sums = [scores[i, a : a + side, b : b + side].sum() for a in range(5 - side) for b in range(5 - side)]
         assert scores[i][own.numpy()].sum() == pytest.approx(max(sums))
     assert held_out.regions is not None
-    inside = held_out.regions.reshape(20, 4, 8, 4, 8).any((2, 4))
+    inside = np.asarray(held_out.regions).reshape(20, 4, 8, 4, 8).any((2, 4))
     # Every marker lies in one cell, and the best patch for an image holds it.
     assert (masks["ceiling"][0].numpy() & inside).any((1, 2)).all()
     report = mask_report(scores, held_out, train, spec)

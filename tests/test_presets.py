@@ -18,7 +18,7 @@ from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.agents.masker import Masker, load_agent
 from maskaug.agents.ternausnet import TernausNet11
 from maskaug.benchmarks import starting, throughput
-from maskaug.benchmarks.classifiers import averaged_scores, chosen_masks, classifier_results
+from maskaug.benchmarks.classifiers import averaged_logits, chosen_masks, classifier_scores
 from maskaug.benchmarks.masks import mask_report
 from maskaug.benchmarks.presets import APGA_PRESETS, Preset, apga_play, apga_run
 from maskaug.benchmarks.reports import FEW, all_scores, few_of, report_on
@@ -31,7 +31,7 @@ from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import load_judge, make_judge
 from maskaug.envs.masking import keep
 from maskaug.envs.networks import seeded_weights, to_float
-from maskaug.envs.pretrain import evaluate_classifier, evaluate_on_clean
+from maskaug.envs.pretrain import evaluate_classifier, evaluate_on_clean, score_logits
 from maskaug.envs.rewards import ClassifierReward
 
 TINY = [
@@ -355,22 +355,26 @@ def thresholded(size: int = 16) -> APGA:
 
 def test_the_average_is_the_hand_computed_one() -> None:
     data, judge, agent = pictures(12), BrightnessJudge(), thresholded()
+
+    def averaged_scores(fill: str) -> dict[str, float]:
+        return score_logits(averaged_logits(judge, data, torch.device("cpu"), agent, fill), data)
+
     images = torch.from_numpy(data.images)
-    marked = torch.from_numpy(agent.scores(data.images)) > 0
+    marked = torch.from_numpy(agent.scores(np.asarray(data.images))) > 0
     assert 0.3 < marked.float().mean() < 0.7
     assert torch.equal(chosen_masks(agent, images), marked)
     with torch.no_grad():
         aiding = keep(images, marked, torch.zeros((), dtype=torch.uint8))
         p = (judge(to_float(images)).softmax(1) + judge(to_float(aiding)).softmax(1)) / 2
     labels = torch.from_numpy(np.asarray(data.labels))
-    found = averaged_scores(judge, data, torch.device("cpu"), agent, "zero")
+    found = averaged_scores("zero")
     assert found["loss"] == pytest.approx(-float(p[torch.arange(12), labels].log().mean()), rel=1e-5)
     assert found["accuracy"] == float((p.argmax(1) == labels).double().mean())
     for fill in ("mean", "noise"):
-        other = averaged_scores(judge, data, torch.device("cpu"), agent, fill)
-        assert other == averaged_scores(judge, data, torch.device("cpu"), agent, fill)
+        other = averaged_scores(fill)
+        assert other == averaged_scores(fill)
         assert other["loss"] != found["loss"]
-    assert classifier_results(judge, data, torch.device("cpu")).keys() == {
+    assert classifier_scores(judge, data, torch.device("cpu")).flat.keys() == {
         f"judge.all.{name}" for name in ("accuracy", "auroc", "loss")
     }
 

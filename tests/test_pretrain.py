@@ -92,7 +92,7 @@ def test_it_learns() -> None:
     for seed in (0, 1):
         data = pictures(64, seed=seed)
         assert data.labels is not None
-        images = data.images.copy()
+        images = np.asarray(data.images).copy()
         images[data.labels == 1, :, ::2] //= 2
         striped.append(dataclasses.replace(data, images=images))
     scores = fit_classifier(small(data), striped[0], striped[1], FitSettings(updates=40, checks=2))
@@ -187,7 +187,7 @@ def test_predictions_do_not_depend_on_the_batch_and_leave_the_mode_alone() -> No
 def test_a_cache_that_cannot_be_written_to_will_do() -> None:
     # One image a batch is contiguous, and a memory map is read-only: torch would warn of the two together.
     data = pictures(9)
-    images = data.images.copy()
+    images = np.asarray(data.images).copy()
     images.setflags(write=False)
     locked = dataclasses.replace(data, images=images)
     model = FlatJudge(data)
