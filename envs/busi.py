@@ -25,6 +25,7 @@ from maskaug.envs.crops import GEOMETRY, choose_crops
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.fitting import fit_plane
+from maskaug.envs.folders import permitted
 from maskaug.envs.images import (
     MAX_PIXELS,
     Reading,
@@ -146,14 +147,20 @@ def list_busi(root: Path, *, task: str = "diagnosis", classes: int | str | None 
         One entry a picture, in class and number order. Each is its own group: which of them show the same is only
         known when they are loaded. Problems: "error" for too few classes, and for a picture that is there twice;
         "warning" for what is left out: a picture without a mask, a mask without its picture, a PNG file of another
-        name; "note" for the numbers that are missing from what was published.
+        name, a folder or a dead link with the name of one; "note" for the numbers that are missing from what was
+        published.
 
     Raises:
-        DatasetError: the folder is not laid out like BUSI.
+        DatasetError: the folder is not laid out like BUSI, or may not be looked at.
         ConfigurationError: an unknown option.
     """
     names = _class_names("raw", task, classes)
     root = Path(root)
+    with permitted(root):
+        return _list(root, task, names)
+
+
+def _list(root: Path, task: str, names: tuple[str, ...]) -> Listing:
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder; {TREE}")
     if not any((root / name).is_dir() for name in CLASSES) and (root / FOLDER).is_dir():

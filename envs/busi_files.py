@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from maskaug.envs.folders import is_file
 from maskaug.envs.listing import Entry, Problem
 
 CLASSES = ("benign", "malignant", "normal")
@@ -23,7 +24,7 @@ def scan_class(folder: Path, name: str, problems: list[Problem]) -> list[Entry]:
     """The pictures of the class `name` in its folder, by number; what is wrong with it is added to `problems`."""
     images: dict[int, Path] = {}
     masks: dict[int, dict[int, Path]] = {}
-    others = []
+    others, no_files = [], []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         # What operating systems leave behind ("._benign (1).png", Thumbs.db) and anything that is no PNG.
         if path.name.startswith(".") or path.suffix.lower() != ".png":
@@ -31,6 +32,8 @@ def scan_class(folder: Path, name: str, problems: list[Problem]) -> list[Entry]:
         match = _FILE.fullmatch(path.name)
         if match is None or match[1].lower() != name:
             others.append(path.name)
+        elif not is_file(path):
+            no_files.append(path.name)
         elif match[3]:
             masks.setdefault(int(match[2]), {})[int(match[4] or 0)] = path
         elif (first := images.setdefault(int(match[2]), path)) != path:
@@ -43,6 +46,7 @@ def scan_class(folder: Path, name: str, problems: list[Problem]) -> list[Entry]:
     for kind, told, n, which in (
         ("mask", "pictures without their mask, or one of several", len(without), f"{name} {_spans(without)}"),
         ("image", "pictures of which only masks are there", len(alone), f"{name} {_spans(alone)}"),
+        ("file", "folders, dead links or the like with the names of files", len(no_files), ", ".join(no_files)),
         ("name", f"PNG files not named like '{name} (1).png' or its mask", len(others), ", ".join(others)),
     ):
         if n:

@@ -10,10 +10,11 @@ out by group, which some seed puts on two sides.
 | listing | error | the reader does not accept the folder at all |
 | what the reader says | the reader's own | what it noticed without opening a picture (`Listing.problems`) |
 | missing | error | a listed file is not there (loading warns, and leaves the image out) |
-| unreadable | error | a picture or mask cannot be decoded |
+| unreadable | error | a picture or mask may not be looked at, or cannot be decoded |
 | mask | error | a mask or a box does not fit its picture |
 | sha256 | error | a file is not the one that the list means |
 | patient_across_parts | error | a group has images in two official parts |
+| similar_patients | warning | patients whose names differ only by case, spaces or leading zeros |
 | duplicate_across_parts | error | the same pixels in two parts, or in two groups that may come into two parts |
 | near_duplicate_across_parts | error | pictures that look the same in two official parts |
 | label_conflict | error | the same pixels with two labels, both played |
@@ -21,11 +22,13 @@ out by group, which some seed puts on two sides.
 | loading | error | the reader's own loading fails (only where it groups images by their pixels itself) |
 | empty_part | error | a part without images: loading it fails |
 | empty_class | error | a class without images, in all or in train |
+| one_class | error | labels that are all the same, which no game with labels plays |
 | few_images | warning | a class with less than 2 images in a part |
 | duplicate | warning | the same pixels more than once, in one group or one official part |
 | near_duplicate | warning | pictures of two groups that look the same; also small arrays of two official parts |
 | label_disagreement | warning | two labels in one of the groups that such a reader found, both played |
 | empty_region | warning | a mask or box that marks nothing, in a class that has regions |
+| full_region | warning | a mask or box that covers more than 95 % of its picture |
 | blank | warning | a picture of one brightness |
 | said | warning | what loading says of arrays that are no picture files |
 | duplicate_left_out | note | the same pixels more than once, of which the reader plays one or none |
@@ -34,7 +37,8 @@ out by group, which some seed puts on two sides.
 Where the reader finds out itself which pictures show the same (BUSI), its own loading is asked for groups and parts.
 
 Pictures of one group are not searched for near-duplicates: they never come into two parts, and neighbouring slices of
-one volume all look the same. "The same pixels" are those of the pictures squeezed to 256×256.
+one volume all look the same. Copies that are flipped, rotated, inverted, cropped or have a border are not found. "The
+same pixels" are those of the pictures squeezed to 256×256.
 """
 
 from __future__ import annotations
@@ -55,11 +59,13 @@ from maskaug.envs.defaults import default_image_size
 from maskaug.envs.duplicates import alike, fingerprint
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.findings import Finding, Item, Report, count_images, finding, ordered
+from maskaug.envs.folders import permitted
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Listing, Severity, dataset_folder, list_dataset, listing_options
-from maskaug.envs.loading import official_parts
-from maskaug.envs.looking import Look, Trouble, below, each, look_at
-from maskaug.envs.splits import crossing_groups, deal_groups
+from maskaug.envs.loading import numbered
+from maskaug.envs.looking import Look, each, full_regions, look_at
+from maskaug.envs.patients import deal_listing, similar_patients
+from maskaug.envs.splits import deal_groups
 
 #: Sides, in pixels, that pictures and arrays are compared at.
 SIDE, ARRAY_SIDE = 256, 64
@@ -104,7 +110,8 @@ def check_dataset(
         )
     try:
         if spec.lister is None:
-            return _check_arrays(name, folder, seed, workers, options)
+            with permitted(folder):
+                return _check_arrays(name, folder, seed, workers, options)
         reading = Reading(SIDE, **{key: value for key, value in options.items() if key in _READING})
         listing = list_dataset(name, folder, **{key: value for key, value in options.items() if key in choosing})
     except (DatasetError, ImageError) as error:
@@ -151,24 +158,22 @@ def check_listing(
     findings = _noticed(listing)
     if not chosen:
         findings += finding("listing", [Item((str(listing.root),), f"holds no images; {listing.tree}")])
-    groups = np.unique([entry.group for entry in entries], return_inverse=True)[1].astype(np.int64)
-    official, division, crossing = _parts(listing, groups, seed)
-    findings += crossing
-    gone = [[path for path in (entries[i].path, *entries[i].masks) if not path.is_file()] for i in chosen]
-    findings += finding("missing", [Item((below(path, listing),)) for paths in gone for path in paths])
-    there = [i for i, missing in zip(chosen, gone, strict=True) if not missing]
-    seen = each(lambda i: look_at(entries[i], listing, reading), there, listing.dataset, workers)
-    for kind in ("unreadable", "mask", "sha256"):
-        findings += finding(kind, [look.item for look in seen if isinstance(look, Trouble) and look.kind == kind])
+    groups = numbered([entry.group for entry in entries])
+    official, division, crossing = deal_listing(listing, groups, seed)
+    findings += [*crossing, *similar_patients(listing)]
+    seen = each(lambda i: look_at(entries[i], listing, reading), chosen, listing.dataset, workers)
+    troubles = [trouble for look in seen if not isinstance(look, Look) for trouble in look]
+    for kind in ("missing", "unreadable", "mask", "sha256"):
+        findings += finding(kind, [trouble.item for trouble in troubles if trouble.kind == kind])
     if isinstance(loaded, DatasetError | ImageError):
         findings += finding("loading", [Item((str(listing.root),), str(loaded))])
-    looks = [(i, look) for i, look in zip(there, seen, strict=True) if not isinstance(look, Trouble)]
+    looks = [(i, look) for i, look in zip(chosen, seen, strict=True) if isinstance(look, Look)]
     if not looks:
         return dataclasses.replace(report, findings=ordered(findings))
     keep = np.array([i for i, _ in looks])
     names = tuple(entries[i].name for i in keep)
     labels = _labels(listing, looks)
-    findings += _empty_regions(listing, looks, labels)
+    findings += [*_empty_regions(listing, looks, labels), *full_regions(listing, looks)]
     groups, played = groups[keep], np.ones(len(keep), np.bool_)
     if isinstance(loaded, ImageDataset):
         groups, played = _regrouped(names, loaded)
@@ -193,7 +198,7 @@ def check_listing(
         played=played,
     )
     studied = [entry.study or "" for entry in entries]
-    studies = np.unique(studied, return_inverse=True)[1][keep][played] if any(studied) else None
+    studies = numbered(studied)[keep][played] if any(studied) else None
     return dataclasses.replace(
         report,
         division=division,
@@ -241,27 +246,6 @@ def _noticed(listing: Listing) -> list[Finding]:
     return [Finding(severity, kind, consequence[severity], tuple(items)) for (severity, kind), items in kinds.items()]
 
 
-def _parts(
-    listing: Listing, groups: npt.NDArray[np.int64], seed: int
-) -> tuple[npt.NDArray[np.int64] | None, str, list[Finding]]:
-    """Parts of all entries and who made them, as loading has them; and the patients that are in several."""
-    splits = [entry.split for entry in listing.entries]
-    if not any(splits):
-        return None, "groups", []
-    published = np.array([SPLITS.index(split or "train") for split in splits], np.int64)
-    crossing = crossing_groups(groups, published)
-    if not len(crossing):
-        parts = official_parts(listing, groups, seed)
-        return parts, "official" if parts is None or (parts == published).all() else "carved", []
-    items = []
-    for number in crossing:
-        inside = np.flatnonzero(groups == number)
-        counts = np.bincount(published[inside], minlength=len(SPLITS))
-        told = ", ".join(f"{count} in {split}" for split, count in zip(SPLITS, counts, strict=True) if count)
-        items.append(Item((listing.entries[inside[0]].group,), told))
-    return published, "official", finding("patient_across_parts", items)
-
-
 def _labels(listing: Listing, looks: Sequence[tuple[int, Look]]) -> npt.NDArray[np.int64] | None:
     if listing.label_from_region:
         return np.array([look.marked for _, look in looks], np.int64)
@@ -285,9 +269,11 @@ def _empty_regions(
 
 
 def _check_arrays(name: str, folder: Path, seed: int, workers: int | None, options: dict[str, Any]) -> Report:
+    # A data set that somebody registered need not have workers.
+    own: dict[str, Any] = {"workers": workers} if "workers" in dataset_spec(name).options else {}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        data = read_dataset(name, folder, image_size=ARRAY_SIDE, seed=seed, **options)
+        data = read_dataset(name, folder, image_size=ARRAY_SIDE, seed=seed, **own, **options)
     findings = finding("said", [Item((str(folder),), str(warning.message)) for warning in told])
     prints = each(lambda i: fingerprint(np.asarray(data.images[i])), range(len(data)), name, workers)
     dealt = data.official is None

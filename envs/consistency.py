@@ -116,6 +116,8 @@ def _classes(images: Images) -> list[Finding]:
     found = finding("empty_part", [Item((SPLITS[i],)) for i in empty])
     if images.labels is None:
         return found
+    if len(images.class_names) == 1:
+        found += finding("one_class", [Item(images.class_names)])
     none, few = [], []
     for number, name in enumerate(images.class_names):
         for i, split in enumerate(SPLITS):

@@ -1,6 +1,7 @@
 """Pictures that are the same: a perceptual hash of each, and the pairs that are alike among tens of thousands.
 
 Two stages, because pictures of one kind (radiographs, slices) look alike: hashes propose pairs, fine detail decides.
+Copies that are flipped, rotated, inverted, cropped or have a border are other pictures to both, and are not found.
 """
 
 from __future__ import annotations

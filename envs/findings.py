@@ -18,10 +18,15 @@ FEW = 2
 KINDS: dict[str, tuple[Severity, str]] = {
     "listing": ("error", "the folder is not what was expected; loading fails"),
     "missing": ("error", "listed, but not there: loading leaves these images out; complete the copy"),
-    "unreadable": ("error", "cannot be decoded: loading fails; copy or download these files again"),
+    "unreadable": ("error", "cannot be read: loading fails; mend these files, or copy or download them again"),
     "mask": ("error", "a mask or box that does not fit its picture: loading fails; are both from one copy?"),
     "sha256": ("error", "not the file that the list means, by its sha256; download it again or correct the list"),
     "patient_across_parts": ("error", "patients in more than one part: loading fails; keep each in one part"),
+    "similar_patients": (
+        "warning",
+        "patients whose names differ only by case, spaces or leading zeros count as two, who may come into two parts; "
+        "if they are one, write the name alike",
+    ),
     "duplicate_across_parts": (
         "error",
         "the same picture may be learnt from and tested on; give all of its copies one patient, or keep one of them",
@@ -34,6 +39,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "label_conflict_left_out": ("warning", "one picture with two labels; they are not played"),
     "empty_part": ("error", "a part without images: loading it fails; bring more patients, or use split='all'"),
     "empty_class": ("error", "a class without images, so that it cannot be learnt; bring some, or choose the classes"),
+    "one_class": (
+        "error",
+        "one class alone, so that there is nothing to tell apart: the games with labels refuse it; bring a second "
+        "class, or leave the labels out and play objective='reconstruction'",
+    ),
     "few_images": ("warning", f"classes with fewer than {FEW} images in a part, where a score says little or nothing"),
     "duplicate": ("warning", "the same picture more than once, which counts double"),
     "near_duplicate": (
@@ -43,6 +53,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "label_disagreement": ("warning", "the reader holds these for the same, but they have two labels"),
     "loading": ("error", "the reader's own loading fails"),
     "empty_region": ("warning", "a mask or box that marks nothing, in a class whose other images have a region"),
+    "full_region": ("warning", "a mask or box that covers nearly all of its picture; is it inverted, or no mask?"),
     "blank": ("warning", "pictures of one brightness, which show nothing"),
     "said": ("warning", "loading warns, and goes on"),
     "duplicate_left_out": ("note", "the same picture more than once; the reader plays one of them, or none"),

@@ -20,6 +20,7 @@ from PIL import Image
 
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.folders import permitted
 from maskaug.envs.images import MAX_PIXELS, Reading, resize, resize_mask
 from maskaug.envs.listing import Entry, Listing, Problem
 from maskaug.envs.loading import load_listing
@@ -122,12 +123,17 @@ def list_lgg(root: Path, *, channel: str = "flair") -> Listing:
             contrast agent; "all": all three as colours, in the order pre, flair, post.
 
     Raises:
-        DatasetError: no such folder.
+        DatasetError: no such folder, or one that may not be looked at.
         ConfigurationError: an unknown channel.
     """
     if channel not in (*CHANNELS, "all"):
         raise ConfigurationError(f"channel={channel!r} is unknown; use one of {', '.join(CHANNELS)}, or 'all'")
     top = Path(root)
+    with permitted(top):
+        return _list(top, channel)
+
+
+def _list(top: Path, channel: str) -> Listing:
     if not top.is_dir():
         raise DatasetError(f"{top} is not a folder; {_TREE}")
     folders = [folder for folder in (top, *(top / name for name in _BELOW)) if _patient_folders(folder)]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from maskaug.envs.datasets import dataset_spec, find_root
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.folders import permitted
 
 #: "error": it cannot be loaded. "warning": loading goes on and says so. "note": told by `maskaug data check` alone.
 Severity = Literal["error", "warning", "note"]
@@ -76,6 +77,8 @@ class Listing:
         name: what tables print.
         root: the folder that every path lies below.
         entries: in the order that the images will have.
+        variant: what else tells this listing from others of the same folder, which are wanted side by side: a list's
+            file name.
         class_names: empty without labels.
         chosen: the numbers of the entries that are wanted; the others only have a say in who belongs to which part.
             None: all.
@@ -107,6 +110,7 @@ class Listing:
     regions: bool = False
     validation: float = 0.0
     confined: bool = False
+    variant: str = ""
     tree: str = ""
     licence: str = "unknown"
     citation: str = ""
@@ -121,7 +125,7 @@ def list_dataset(name: str, root: str | os.PathLike[str] | None = None, **option
         **options: those of the data set's options that choose among its images (`listing_options`).
 
     Raises:
-        DatasetError: no folder, or not what was expected there.
+        DatasetError: no folder, not what was expected there, or one that may not be looked at.
         ConfigurationError: an unknown name or option, or a data set that is no folder of picture files.
     """
     folder = dataset_folder(name, root)
@@ -131,7 +135,8 @@ def list_dataset(name: str, root: str | os.PathLike[str] | None = None, **option
             f"unknown option {', '.join(sorted(unknown))} for listing the data set {name!r}; it knows "
             f"{', '.join(sorted(known)) or 'no options'}"
         )
-    return _lister(name)(folder, **options)
+    with permitted(folder):
+        return _lister(name)(folder, **options)
 
 
 def listing_options(name: str) -> frozenset[str]:

@@ -13,13 +13,17 @@ from tqdm import tqdm
 
 from maskaug.envs.duplicates import Fingerprint, fingerprint
 from maskaug.envs.errors import DatasetError, ImageError
-from maskaug.envs.findings import Item
+from maskaug.envs.findings import Finding, Item, finding
+from maskaug.envs.folders import is_file, refusal
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Entry, Listing
 from maskaug.envs.loading import confine, decode
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+#: A region of more of its picture is no region: a photo was taken for a mask, or a mask is inverted.
+NEARLY_ALL = 0.95
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -30,11 +34,13 @@ class Look:
         file: the SHA-256 of its file.
         print: what it is known again by.
         marked: whether its region is not empty; without regions False.
+        full: whether its region covers nearly all of it, more than `NEARLY_ALL`; without regions False.
     """
 
     file: bytes
     print: Fingerprint
     marked: bool
+    full: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,8 +51,21 @@ class Trouble:
     item: Item
 
 
-def look_at(entry: Entry, listing: Listing, reading: Reading) -> Look | Trouble:
+def look_at(entry: Entry, listing: Listing, reading: Reading) -> Look | list[Trouble]:
     """Read one entry's files as loading does, once; what is wrong with them is returned, not raised."""
+    absent = [trouble for path in (entry.path, *entry.masks) if (trouble := _absent(path, listing))]
+    seen = absent or _read(entry, listing, reading)
+    return [seen] if isinstance(seen, Trouble) else seen
+
+
+def _absent(path: Path, listing: Listing) -> Trouble | None:
+    try:
+        return None if is_file(path) else Trouble("missing", Item((below(path, listing),)))
+    except OSError as error:
+        return Trouble("unreadable", Item((below(path, listing),), refusal(path, error)))
+
+
+def _read(entry: Entry, listing: Listing, reading: Reading) -> Look | Trouble:
     name = entry.name
     try:
         entry = confine(entry, listing)
@@ -56,12 +75,19 @@ def look_at(entry: Entry, listing: Listing, reading: Reading) -> Look | Trouble:
             return Trouble("sha256", Item((name,), f"is {digest.hexdigest()}, expected {entry.sha256}"))
         planes, marked = decode(entry, reading, listing)
     except OSError as error:
-        return Trouble("unreadable", Item((name,), error.strerror or "cannot be opened"))
+        return Trouble("unreadable", Item((name,), refusal(entry.path, error)))
     except ImageError as error:
         return Trouble("unreadable", Item((below(Path(error.path), listing),), error.reason))
     except DatasetError as error:
         return Trouble("mask", Item((name,), str(error)))
-    return Look(digest.digest(), fingerprint(planes[: reading.channels]), marked)
+    # Without regions there is no plane behind the picture's.
+    full = planes[reading.channels :].sum() > NEARLY_ALL * planes[0].size
+    return Look(digest.digest(), fingerprint(planes[: reading.channels]), marked, bool(full))
+
+
+def full_regions(listing: Listing, looks: Sequence[tuple[int, Look]]) -> list[Finding]:
+    """The entries, by number, whose region covers nearly all of their picture."""
+    return finding("full_region", [Item((listing.entries[i].name,)) for i, look in looks if look.full])
 
 
 def each(function: Callable[[T], R], items: Sequence[T], name: str, workers: int | None) -> list[R]:

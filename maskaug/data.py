@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +78,7 @@ def data_check(
     if limit < 0:
         raise ConfigurationError(f"limit={limit} must be at least 0; 0 lists everything")
     report = check_dataset(dataset, root, seed=seed, workers=workers, **data.given())
-    print(as_json(report) if json else as_text(report, limit))
+    _show(as_json(report) if json else as_text(report, limit))
     return 0 if report.ok else 1
 
 
@@ -92,19 +93,25 @@ def data_example(dataset: Annotated[str, tyro.conf.Positional], out: Path, seed:
     from maskaug.envs.examples import write_example
 
     folder = write_example(dataset, out, seed)
-    print(f"{folder}\ntry: maskaug data check {dataset} --root {folder}")
+    _show(f"{folder}\ntry: maskaug data check {dataset} --root {folder}")
 
 
 DATA: dict[str, Callable[..., int | None]] = {"check": data_check, "example": data_example}
 
 
 def as_json(report: Report) -> str:
-    """The report's fields (see `maskaug.envs.findings`) as JSON with sorted keys."""
-    return json.dumps(report.as_json(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    """The report's fields (see `maskaug.envs.findings`) as JSON with sorted keys, all of it ASCII.
+
+    Bytes of a file's name that are no UTF-8 are what Python has for them: `os.fsencode` gives the name back.
+    """
+    return json.dumps(report.as_json(), indent=2, sort_keys=True, allow_nan=False)
 
 
 def as_text(report: Report, limit: int) -> str:
     """What the report says, for a terminal: a table of counts, the findings, and one line that sums up.
+
+    What cannot be printed in the names of files (line breaks, what a terminal takes for commands, bytes that are no
+    UTF-8) is escaped.
 
     Args:
         report: what was found.
@@ -122,7 +129,19 @@ def as_text(report: Report, limit: int) -> str:
         if n
     ]
     lines.append(f"{report.images} images: {' and '.join(told) or 'nothing is wrong'}")
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
+def _show(text: str) -> None:
+    # A terminal or pipe may have fewer letters than we write.
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 _DIVISIONS = {

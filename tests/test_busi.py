@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskaug.envs import busi
 from maskaug.envs.busi import list_busi, load_busi, write_example
 from maskaug.envs.busi_files import CLASSES
+from maskaug.envs.checking import check_dataset
 from maskaug.envs.crops import choose_crops
 from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
@@ -210,6 +210,27 @@ def test_png_files_of_other_names_are_left_out_and_named(root: Path) -> None:
         assert load(root).digest == whole
 
 
+@pytest.mark.parametrize("kind", ["folder", "dead link"])
+def test_what_is_no_file_is_left_out_by_loading_and_by_the_check(kind: str, root: Path) -> None:
+    before = check_dataset("busi", root, variant="raw")
+    for name in ("benign (9).png", "benign (9)_mask.png"):
+        path = root / "benign" / name
+        path.unlink(missing_ok=True)
+        if kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(root / "gone")
+    with pytest.warns(UserWarning, match=r"left out are 2 folders, dead links .*: benign \(9\).png, benign"):
+        data = load(root, variant="raw")
+    assert "benign (9).png" not in data.names
+    report = check_dataset("busi", root, variant="raw")
+    kinds = {finding.kind: finding.severity for finding in report.findings}
+    assert kinds["file"] == "warning"
+    assert kinds.keys() - {"file"} == {finding.kind for finding in before.findings}
+    assert report.ok == before.ok
+    assert report.images == len(data)
+
+
 def test_a_long_list_of_what_is_left_out_is_cut_short(root: Path) -> None:
     for number in range(100, 300, 2):
         (root / "malignant" / f"malignant ({number})_mask.png").write_bytes(b"")
@@ -330,26 +351,19 @@ def test_how_pictures_are_read_is_passed_on(root: Path, monkeypatch: pytest.Monk
             load(root, task=task, max_pixels=9000)
     with pytest.raises(ConfigurationError, match=r"crops .* are square"):
         load(root, task="presence", fit="crop")
-    asked: list[Reading] = []
-
-    def fitted(path: Any, reading: Reading) -> Any:
-        asked.append(reading)
-        return read_fitted(path, Reading(reading.size))
-
-    def region(mask: Any, reading: Reading) -> Any:
-        asked.append(reading)
-        return np.flip(fit_region(mask, Reading(reading.size)), axis=1)
-
     plain = load(root, variant="raw")
-    monkeypatch.setattr(busi, "read_fitted", fitted)
-    monkeypatch.setattr(busi, "fit_region", region)
-    data = load(root, variant="raw", fit="crop", max_pixels=10**6, workers=1)
-    assert set(asked) == {Reading(48, fit="crop", max_pixels=10**6)}
-    assert data.regions is not None
-    assert plain.regions is not None
-    # Regions go where the picture goes, and who shows the same does not depend on it.
-    np.testing.assert_array_equal(data.regions, plain.regions[:, :, ::-1])
-    np.testing.assert_array_equal(data.groups, plain.groups)
+    for fit in ("crop", "letterbox"):
+        data = load(root, variant="raw", fit=fit, workers=1)
+        assert data.regions is not None
+        path = root / "malignant" / "malignant (2).png"
+        i = data.names.index(path.name)
+        image, _ = read_fitted(path, Reading(48, fit=fit))
+        assert not np.array_equal(plain.images[i], image)
+        np.testing.assert_array_equal(data.images[i], image)
+        # Regions go where the picture goes, and who shows the same does not depend on it.
+        mask = read_mask(path.with_name("malignant (2)_mask.png"))
+        np.testing.assert_array_equal(data.regions[i], fit_region(mask, Reading(48, fit=fit)))
+        np.testing.assert_array_equal(data.groups, plain.groups)
 
 
 def test_a_lesion_in_a_normal_image_is_an_error(root: Path) -> None:

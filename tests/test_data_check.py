@@ -2,12 +2,17 @@
 
 import dataclasses
 import hashlib
+import importlib
+import io
 import json
+import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,9 +26,11 @@ from maskaug.envs.checking import check_dataset, check_listing
 from maskaug.envs.datasets import SPLITS, ImageDataset, dataset_names, dataset_spec, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.examples import write_example
-from maskaug.envs.findings import KINDS, Finding, Report
-from maskaug.envs.images import read_mask
+from maskaug.envs.findings import KINDS, Finding, Item, Report
+from maskaug.envs.images import Reading, read_mask
 from maskaug.envs.listing import Entry, Listing, Problem, dataset_folder, list_dataset, listing_options
+from maskaug.envs.loading import load_listing
+from maskaug.envs.patients import similar
 from maskaug.envs.synthetic import render
 from maskaug.options import EnvOptions
 
@@ -137,6 +144,22 @@ def test_workers_change_nothing(examples: dict[str, Path]) -> None:
     assert alone == check_dataset("lgg", examples["lgg"], workers=3)
 
 
+@pytest.mark.parametrize("name", ["busi", "medmnist"])
+def test_workers_are_those_that_decode(name: str, examples: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    module = importlib.import_module(f"maskaug.envs.{name}")
+    cached_array = module.cached_array
+
+    def spy(*args: Any, **keywords: Any) -> Any:
+        given.append(keywords["workers"])
+        return cached_array(*args, **keywords)
+
+    monkeypatch.setattr(module, "cached_array", spy)
+    for workers in (1, 3):
+        check_dataset(name, examples[name], workers=workers)
+    assert given == [1, 3]
+
+
 # ---- each kind of finding --------------------------------------------------------------------------------------------
 
 
@@ -190,6 +213,22 @@ def test_a_mask_that_does_not_fit_and_one_that_marks_nothing(tmp_path: Path, pic
     assert [item.where for item in found(check_listing(listing))["missing"].items] == [("0_mask.png",)]
 
 
+def test_a_region_that_covers_nearly_all_of_its_picture(tmp_path: Path, pictures: Picture) -> None:
+    listing = save(tmp_path / "d", pictures, regions=True)
+    # Of 96 rows 91 are less than 95 %, 92 are more.
+    for i, rows in enumerate((91, 92, 96)):
+        mask = np.zeros((96, 96), np.uint8)
+        mask[:rows] = 255
+        Image.fromarray(mask).save(tmp_path / "d" / f"{i}_mask.png")
+        listing = change(listing, i, masks=(tmp_path / "d" / f"{i}_mask.png",))
+    # A photo that was taken for a mask.
+    listing = change(listing, 5, masks=(listing.entries[7].path,))
+    listing = change(listing, 9, boxes=((0, 0, 96, 92),))
+    listing = change(listing, 11, boxes=((0, 0, 96, 91),))
+    full = only(listing, "full_region", "warning")
+    assert [item.where for item in full.items] == [("1.png",), ("2.png",), ("5.png",), ("9.png",)]
+
+
 def test_sha256(tmp_path: Path, pictures: Picture) -> None:
     listing = save(tmp_path / "d", pictures)
     right = hashlib.sha256(listing.entries[1].path.read_bytes()).hexdigest()
@@ -216,6 +255,77 @@ def test_a_patient_in_two_parts(tmp_path: Path, pictures: Picture) -> None:
     finding = only(listing, "patient_across_parts", "error")
     assert finding.items[0].where == ("p03",)
     assert finding.items[0].detail == "1 in train, 1 in test"
+
+
+def test_a_patient_in_two_parts_does_not_hide_the_validation_part(tmp_path: Path, pictures: Picture) -> None:
+    """Validation is carved once the overlap is mended: that it is not there yet is no finding of its own."""
+    listing = save(tmp_path / "d", np.delete(pictures, slice(16, 20), axis=0))
+    entries = tuple(dataclasses.replace(e, split="train" if i < 16 else "test") for i, e in enumerate(listing.entries))
+    listing = dataclasses.replace(listing, entries=entries, validation=0.3)
+    assert check_listing(listing).division == "carved"
+    only(listing := change(listing, 18, group="p03"), "patient_across_parts", "error")
+    assert {count.split: count.images for count in check_listing(listing).counts if not count.class_name}["val"] > 0
+    # Where no validation is carved it is missing indeed.
+    assert set(found(check_listing(dataclasses.replace(listing, validation=0.0)))) == {
+        "patient_across_parts",
+        "empty_part",
+    }
+
+
+def test_patients_that_are_spelt_in_two_ways(tmp_path: Path, pictures: Picture) -> None:
+    listing = save(tmp_path / "d", pictures)
+    for i, name in {3: "P 22", 22: "p022", 5: "q7", 6: "q70"}.items():
+        listing = change(listing, i, group=name)
+    finding = only(listing, "similar_patients", "warning")
+    assert [(item.where, item.detail) for item in finding.items] == [
+        (("P 22", "p022"), "P 22: 1 in train; p022: 1 in test")
+    ]
+    # Without official parts nobody knows yet where they come.
+    assert only(unsplit(listing), "similar_patients", "warning").items[0].detail == ""
+    # A picture that counts as its own patient is called by its file.
+    for i, name in {3: "1.png", 22: "01.png", 5: "q7", 6: "q70"}.items():
+        listing = change(listing, i, group=name, name=name)
+    assert check_listing(listing).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("p1", "P1", True),
+        ("001", "1", True),
+        ("study 01", "study 1", True),
+        ("A 1", "A1", True),
+        ("A-007-B", "a-7-b", True),
+        ("0", "00", True),
+        ("1", "10", False),
+        ("1 12", "11 2", False),
+        ("1.05", "1.5", False),
+        ("p1", "p2", False),
+        ("100", "10", False),
+    ],
+)
+def test_what_is_a_similar_name(one: str, other: str, same: bool) -> None:
+    assert similar(["x", one, "y", other]) == ([(one, other)] if same else [])
+
+
+def test_a_long_list_of_patients_is_compared_at_once() -> None:
+    names = [f"patient {i:05d}" for i in range(40_000)]
+    start = time.process_time()
+    assert similar([*names, "Patient 17"]) == [("patient 00017", "Patient 17")]
+    assert time.process_time() - start < 2
+
+
+def test_a_manifest_whose_patients_are_spelt_in_two_ways(examples: dict[str, Path], tmp_path: Path) -> None:
+    root = shutil.copytree(examples["manifest"], tmp_path / "d")
+    file = root / "manifest.csv"
+    rows = file.read_text().splitlines()
+    place = rows[0].split(",").index("patient")
+    first, last = rows[1].split(","), rows[-1].split(",")
+    last[place] = first[place].lower()
+    rows[-1] = ",".join(last)
+    file.write_text("\n".join(rows) + "\n")
+    finding = found(check_dataset("manifest", root))["similar_patients"]
+    assert [item.where for item in finding.items] == [(f"patient {first[place]}", f"patient {last[place]}")]
 
 
 @pytest.mark.parametrize("same_file", [True, False])
@@ -321,6 +431,17 @@ def test_parts_and_classes_without_images(tmp_path: Path, pictures: Picture) -> 
     kinds = found(check_listing(first))
     assert [item.where for item in kinds["empty_part"].items] == [("test",)]
     assert [(i.where, i.detail) for i in kinds["few_images"].items] == [(("a",), "1 in val"), (("b",), "0 in val")]
+
+
+def test_one_class_alone_is_what_the_games_say_it_is(tmp_path: Path, pictures: Picture) -> None:
+    listing = save(tmp_path / "d", pictures, class_names=("x",))
+    listing = dataclasses.replace(listing, entries=tuple(dataclasses.replace(e, label=0) for e in listing.entries))
+    finding = only(listing, "one_class", "error")
+    assert [item.where for item in finding.items] == [("x",)]
+    data = load_listing(listing, Reading(64)).part("train")
+    with pytest.raises(ConfigurationError, match="one class alone"):
+        gym.make("MaskAug-Manifest-v0", dataset=data)
+    gym.make("MaskAug-Manifest-v0", dataset=data, objective="reconstruction").close()
 
 
 def test_what_the_reader_says_keeps_its_severity(tmp_path: Path, pictures: Picture) -> None:
@@ -515,7 +636,7 @@ def test_json_is_json_and_nothing_else(
     assert main(words) == 1
     text = capsys.readouterr().out
     report = json.loads(text, parse_constant=pytest.fail)
-    assert text == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    assert text == json.dumps(report, indent=2, sort_keys=True) + "\n"
     assert set(report) == {"counts", "dataset", "division", "findings", "images", "ok", "root", "seed"}
     assert (report["dataset"], report["division"], report["seed"], report["ok"]) == ("mura", "carved", 3, False)
     for row in report["counts"]:
@@ -526,6 +647,38 @@ def test_json_is_json_and_nothing_else(
     assert set(missing["items"][0]) == {"where", "detail"}
     assert main(words) == 1
     assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_cannot_be_printed_are_escaped(
+    encoding: str, tmp_path: Path, pictures: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "d é"
+    root.mkdir()
+    for i, name in enumerate([b"a\xff.png", b"b\x1b[31m.png", b"c\n.png", "é.png".encode()]):
+        (root / "normal").mkdir(exist_ok=True)
+        Path(os.fsdecode(os.path.join(os.fsencode(root), b"normal", name))).write_bytes(b"no picture %d" % i)
+    written = {}
+    for words in ([], ["--json"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["data", "check", "busi", "--root", str(root), *words]) == 1
+        stream.flush()
+        written[bool(words)] = stream.buffer.getvalue().decode(encoding)
+    assert r"a\udcff.png, b\x1b[31m.png, c .png, " in written[False]
+    assert ("é" if encoding == "utf-8" else r"\xe9") in written[False].splitlines()[0]
+    assert all(line.isprintable() for line in written[False].splitlines())
+    report = json.loads(written[True])
+    assert written[True].isascii()
+    assert report["root"] == str(root)
+    (told,) = [item["detail"] for f in report["findings"] if f["kind"] == "name" for item in f["items"]]
+    assert os.fsencode(told).endswith(b"a\xff.png, b\x1b[31m.png, c\n.png, " + "é.png".encode())
+
+
+def test_places_of_a_finding_are_printable_too() -> None:
+    wrong = Finding("error", "missing", "gone", (Item(("a\x1b[31m\n.png",)),))
+    text = as_text(Report("mine", "d", "none", 0, 1, (), (wrong,)), 3)
+    assert r"a\x1b[31m\n.png" in text
 
 
 def test_a_folder_of_something_else_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

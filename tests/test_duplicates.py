@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from maskaug.envs.duplicates import THUMBNAIL, alike, clusters, fingerprint, near_pairs, picture_hash
+from maskaug.envs.duplicates import __doc__ as duplicates_text
 from maskaug.envs.images import resize
 from maskaug.envs.synthetic import render
 
@@ -57,6 +58,25 @@ def test_copies_are_found_and_nothing_else(kind: str) -> None:
     expected = {(i, 100 + 10 * c + i) for i in range(10) for c in range(len(COPIES))}
     assert expected <= found
     assert all(j >= 100 and i % 10 == j % 10 and (i < 10 or i >= 100) for i, j in found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        np.fliplr,
+        np.flipud,
+        np.rot90,
+        lambda image: 255 - image,
+        lambda image: np.pad(image, 24),
+        lambda image: image[20:, 20:],
+    ],
+)
+def test_copies_that_are_not_found_are_those_that_are_said_not_to_be(change: Callable[[Picture], Picture]) -> None:
+    image = render("radiograph", "medium", 192, 0, np.arange(1))[0][0]
+    assert pairs([image, image]) == [(0, 1)]
+    assert pairs([image, np.ascontiguousarray(change(image))]) == []
+    assert duplicates_text is not None
+    assert "flipped, rotated, inverted, cropped or have a border" in duplicates_text
 
 
 @pytest.mark.parametrize("name", COPIES)
