@@ -23,7 +23,12 @@ from maskaug.agents.sb3_zip import load_sb3_zip
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import box_to_mask
 
-ROWS = sorted(DEFAULTS)
+#: TRPO takes seconds an update: two of its four actions will do.
+ROWS = [
+    pytest.param(*row, marks=pytest.mark.slow) if row in (("trpo", "pixel"), ("trpo", "box")) else row
+    for row in sorted(DEFAULTS)
+]
+RESUMED = [row for row in sorted(DEFAULTS) if row[1] == "patch" or row in (("sac", "box"), ("ppo", "grid"))]
 SHORT = {"n_steps": 4, "n_epochs": 2, "learning_starts": 16, "batch_size": 8, "train_freq": 2, "gradient_steps": 2}
 
 
@@ -70,7 +75,8 @@ def test_actions_are_those_of_the_environment() -> None:
     ):  # fmt: skip
         agent = agent_for("ppo", kind)
         actions, _ = agent.predict(images)
-        assert (actions.shape, actions.dtype) == ((3, *shape), dtype)
+        assert actions.shape == (3, *shape)
+        assert actions.dtype == np.dtype(dtype)
         one, _ = agent.predict(images[0])
         assert one.shape == shape
         assert agent.spec.cells_of(actions).shape == ((3, 32, 32) if kind == "pixel" else (3, 4, 4))
@@ -93,7 +99,7 @@ def test_other_images_and_other_environments_are_refused(tmp_path: Path) -> None
 # ---- continuing ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("algorithm", "kind"), [*((a, k) for a, k in ROWS if k in ("patch", "box") or a == "sac")])
+@pytest.mark.parametrize(("algorithm", "kind"), RESUMED)
 def test_a_continued_run_equals_a_calm_one_to_the_bit(algorithm: str, kind: str, tmp_path: Path) -> None:
     calm, half = agent_for(algorithm, kind), agent_for(algorithm, kind)
     rows = record(calm, 96)
@@ -205,13 +211,14 @@ def test_the_reward_that_is_reported_is_the_environments() -> None:
 
 
 def test_whoever_played_on_meanwhile_is_seen() -> None:
-    agent = agent_for("ppo", "patch")
-    agent.learn(16)
+    agent = agent_for("dqn", "patch")
+    agent.learn(32)
     assert agent.env is not None
     agent.env.step(np.zeros(4, np.int64))
+    seen, replay = agent.env.observe(), agent.algorithm.replay_buffer
+    begun = replay.pos
     agent.learn(16)
-    assert np.array_equal(agent.algorithm.rollout_buffer.observations.dtype, np.dtype(np.uint8))
-    assert np.array_equal(agent.algorithm._last_obs, agent.env.observe())
+    assert np.array_equal(replay.observations[begun], seen)
 
 
 def test_learning_without_an_end_is_refused() -> None:
@@ -257,7 +264,7 @@ def test_scores_of_boxes_are_positive_inside() -> None:
     depth = _depth(boxes, 8)
     assert torch.equal(depth[:1] > 0, box_to_mask(boxes[:1], 8, 8))
     assert depth[1].flatten().argmax() == 0
-    sizes = [int((depth[0] > low).sum()) for low in (0.5, 0.0, -0.5)]
+    sizes = [int((depth[0] > low).sum()) for low in (0.2, 0.0, -0.5)]
     assert sizes == sorted(sizes)
     assert sizes[0] > 0
 

@@ -1,5 +1,6 @@
 """Policies and defaults for Stable-Baselines3: how they begin, and that they learn games with a known answer."""
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from patch_game import corners_of, frozen_env, square_images
 from stable_baselines3 import DQN, PPO
 from torch import Tensor
 
-from maskaug.agents import sb3_defaults
 from maskaug.agents.masker import Masker
 from maskaug.agents.sb3 import as_vec_env
 from maskaug.agents.sb3_agent import SB3Agent, SB3Settings
@@ -49,7 +49,7 @@ def test_a_corner_is_the_mean_of_its_cells_each_with_a_map_of_its_own() -> None:
 
 
 def test_first_masks_have_the_area_on_average() -> None:
-    images = marker_images(64, 0).images
+    images = np.array(marker_images(64, 0).images)
     for kind, area in (("grid", 0.25), ("grid", 0.5), ("pixel", 0.25)):
         agent = SB3Agent(marker_env(16, 1, action=kind, area=area), algorithm="ppo", device="cpu")
         assert np.mean(agent.predict(images)[0] > 0) == pytest.approx(area, abs=0.12)
@@ -131,7 +131,9 @@ def test_plain_stable_baselines_takes_the_keywords() -> None:
     model = PPO(env=as_vec_env(env), seed=0, device="cpu", **keywords("ppo", env, n_steps=4, n_epochs=1, width=8))
     model.learn(16)
     assert (model.n_steps, model.batch_size, model.gamma) == (4, 16, 0.0)
-    assert model.policy.features_extractor.network.trunk.out_channels == 32
+    extractor = model.policy.features_extractor
+    assert isinstance(extractor, CellFeatures)
+    assert extractor.network.head.in_channels == 32
 
 
 def test_the_discount_follows_the_steps() -> None:
@@ -182,7 +184,7 @@ def test_without_contrib_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     def gone(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(sb3_defaults.importlib, "import_module", gone)
+    monkeypatch.setattr(importlib, "import_module", gone)
     with pytest.raises(ConfigurationError, match=r"pip install 'maskaug\[contrib\]'"):
         SB3Agent(frozen_env(2), algorithm="trpo", device="cpu")
 
