@@ -162,7 +162,7 @@ def test_other_environments_are_refused_with_the_cure() -> None:
 def test_tensors_and_wrapped_spaces_are_refused_with_the_cure() -> None:
     with pytest.raises(ConfigurationError, match="without tensors=True"):
         adapted(tensors=True)
-    rescaled = wrappers.RescaleAction(marker_env(3, 1, action="box"), 0.0, 1.0)
+    rescaled = wrappers.RescaleAction(marker_env(3, 1, action="box"), np.zeros(4, np.float32), np.ones(4, np.float32))
     with pytest.raises(ConfigurationError, match="wrap what as_vec_env returns"):
         as_vec_env(rescaled)
 
