@@ -259,6 +259,16 @@ def test_boxes_are_learnt() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+def test_pixels_are_learnt(algorithm: str) -> None:
+    env = frozen_env(16, action="pixel", area=0.16, patch_cells=None, area_price=0.2)
+    agent = SB3Agent(env, algorithm=algorithm, device="cpu")
+    rewards: list[float] = []
+    agent.learn(8192, lambda _, metrics: rewards.append(metrics["rollout/reward"]))
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["sac", "ppo"])
 def test_boxes_are_learnt_by_others(algorithm: str) -> None:
     env = frozen_env({"sac": 8, "ppo": 16}[algorithm], action="box", area=0.16, patch_cells=None, area_price=0.2)
