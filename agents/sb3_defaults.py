@@ -3,9 +3,9 @@
 An algorithm plays the kinds that the table has a row for, and has the settings of its row. Measured on the frozen
 reconstruction game (patch, 8 192 masks, normalised reward, two seeds): PPO .82 and DQN .87, against .54 of DQN as SB3
 has it. The rest was looked at on the small games of the tests, one or two seeds each: PPO, A2C and MaskablePPO learn
-grids, PPO, A2C and SAC boxes. Pixels PPO learnt only with one pass over short rollouts, which makes it A2C, probably because
-the ratios of a thousand independent pixels leave every clipping after one step; SAC had learnt nothing in 4 096 masks.
-TRPO's rows are untested beyond that they run, and it takes seconds an update.
+grids, PPO, A2C and SAC boxes. Pixels PPO learnt only with one pass over short rollouts, which makes it A2C, probably
+because the ratios of a thousand independent pixels leave every clipping after one step; SAC had
+learnt nothing there in 4 096 masks. TRPO's rows are untested beyond that they run, and it takes seconds an update.
 
 The discount is not in the table. Where an episode is one mask nothing follows from what was chosen: gamma is 0, and
 would change nothing, since no algorithm looks beyond the end of an episode. With `steps` it is 1, since rewards are
