@@ -153,8 +153,8 @@ def as_vec_env(env: gym.vector.VectorEnv[Any, Any, Any]) -> MaskVecEnv:
     spaces = (env.single_observation_space, env.single_action_space)
     if spaces != (inner.single_observation_space, inner.single_action_space):
         raise ConfigurationError(
-            f"a wrapper has changed the spaces to {spaces[0]} and {spaces[1]}, and the images that end an episode "
-            "would not pass through it; leave it out, and use one of Stable-Baselines3's on top (VecFrameStack, …)"
+            f"a wrapper has changed the spaces to {spaces[0]} and {spaces[1]}, which neither the images that end an "
+            "episode nor the masks of actions would follow; leave it out, and wrap what as_vec_env returns"
         )
     return MaskVecEnv(env, inner)
 
