@@ -154,6 +154,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             reward_model=game.reward_model.model,
             sensitivity=game.sensitivity,
             only_class=game.only_class,
+            reward_terms=game.own_terms.functions,
             device=game.device,
             tensors=game.tensors,
             **dataclasses.asdict(game.acceleration),
