@@ -150,7 +150,9 @@ def save_animation(frames: Sequence[Picture], path: str | os.PathLike[str], fps:
         raise ConfigurationError(f"frames must all have one size, got {sorted(sizes)}")
     # One palette for all: a palette a frame makes greys flicker.
     pictures = [Image.fromarray(frame) for frame in frames]
-    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 16)])).quantize(256, dither=Image.Dither.NONE)
+    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 16)])).quantize(
+        256, dither=Image.Dither.NONE
+    )
     first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     # GIF counts hundredths of a second.
     duration = 10 * round(100 / fps)
