@@ -85,7 +85,7 @@ def test_record_video_asks_for_moviepy(many: bool, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "moviepy", None)
     env = batch(render_mode="rgb_array", autoreset_mode="DISABLED") if many else single(render_mode="rgb_array")
     record: Any = vector.RecordVideo if many else wrappers.RecordVideo
-    with pytest.raises(DependencyNotInstalled, match="(?i)moviepy is not installed"):
+    with pytest.raises(DependencyNotInstalled, match=r"(?i)moviepy is not installed"):
         record(env, str(tmp_path))
 
 
