@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
@@ -122,6 +123,14 @@ def test_the_registered_data_set_has_a_stand_in_and_refuses_what_it_does_not_kno
     assert env.unwrapped.dataset.source == "synthetic"
     with pytest.raises(ConfigurationError, match="unknown keyword 'markers'; did you mean 'marker'"):
         gym.make("Squares-v0", markers=False)
+
+
+def test_what_other_libraries_need_is_python_at_least() -> None:
+    """Their versions cannot be installed beside ours, so the page says that no test runs it; this one reads it."""
+    tianshou, rllib = blocks("other_libraries.md")
+    for code in (tianshou, rllib):
+        names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+        assert {"ID", "FROZEN", "cells", "score"} <= names
 
 
 def test_the_pages_point_to_pages_that_are_there() -> None:
