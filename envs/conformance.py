@@ -6,18 +6,26 @@ The rules: https://gymnasium.farama.org/api/vector/ and, of what follows the end
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
+from maskaug.envs.conformance_rules import (
+    AnyVectorEnv,
+    arrays_of,
+    check_autoreset,
+    check_flags,
+    check_infos,
+    check_observation,
+    check_spaces,
+    equal,
+    keys_of,
+    pair,
+)
 from maskaug.envs.errors import NonConformance
-
-AnyVectorEnv = VectorEnv[Any, Any, Any]
-FINAL = ("final_obs", "final_info")
 
 
 def check_vector_env(
@@ -43,28 +51,33 @@ def check_vector_env(
         seed: of the game and of the actions.
         steps: how many to play; more than an episode has, so that an end is seen.
         repeatable: False where rewards depend on more than seeds and actions, as with a judge that learns along; only
-            observations are compared then.
+            observations are compared then, and neither rewards nor infos.
         rtol: relative tolerance of rewards, wherever two runs of different batch sizes are compared.
 
     Raises:
         NonConformance: names the rule and what was seen.
     """
-    _spaces(env)
+    check_spaces(env)
     mode = env.metadata["autoreset_mode"]
     first = _Run(env, seed, steps, mode)
     again = _Run(env, seed, steps, mode)
     _same(first, again, "the same seed and actions", repeatable, 0.0)
     scribbled = _Run(env, seed, steps, mode, scribble=True)
-    _same(first, scribbled, "a run whose observations, rewards and flags were overwritten by the caller", repeatable, 0)
+    _same(first, scribbled, "a run whose answers were overwritten by the caller", repeatable, 0)
     if not first.ends:
         raise NonConformance(f"no episode ended in {steps} steps: give `steps` more than an episode has")
+    if mode == AutoresetMode.SAME_STEP:
+        first.check_boundary(env)
     if mode == AutoresetMode.DISABLED:
         _partial_reset(env, seed, steps)
     _seeds(env, seed)
     if make is not None:
         _alone(env, make, seed, steps, mode, first, repeatable, rtol)
-    env.close()
-    env.close()
+    try:
+        env.close()
+        env.close()
+    except Exception as error:
+        raise NonConformance(f"close must work, and do nothing when it is called again; got {error!r}") from error
 
 
 class _Run:
@@ -77,19 +90,23 @@ class _Run:
         n = env.num_envs
         env.action_space.seed(seed)
         handed: list[tuple[str, Any, Any]] = []
-        observation, info = _pair(env.reset(seed=seed))
-        _observation(env, observation, "reset")
-        _infos(info, n, "reset")
-        keys = _keys(info)
+        observation, info = pair(env.reset(seed=seed))
+        check_observation(env, observation, "reset")
+        check_infos(info, n, "reset")
+        keys = keys_of(info)
         self.observations, self.infos = [copy.deepcopy(observation)], [copy.deepcopy(info)]
-        self.rewards, self.finals, self.actions = [], [], []
+        self.rewards, self.actions = [], []
+        # Of SAME_STEP: whether final_obs ever differed from what follows it.
+        self.told_apart = False
         self.ends = 0
         _hand(handed, "reset", observation, info)
+        if scribble:
+            observation = self._scribble(handed, observation, info)
         over = np.zeros(n, np.bool_)
         for step in range(steps):
             if mode == AutoresetMode.DISABLED and over.any():
-                observation, info = _pair(env.reset(options={"reset_mask": over.copy()}))
-                _observation(env, observation, "reset with reset_mask")
+                observation, info = self._reset(env, over, observation, keys)
+                _hand(handed, "a reset with reset_mask", observation, info)
                 over[:] = False
             action = env.action_space.sample() if actions is None else actions[step]
             given = copy.deepcopy(action)
@@ -98,137 +115,76 @@ class _Run:
             if not (isinstance(answer, tuple) and len(answer) == 5):
                 raise NonConformance("step must return (observations, rewards, terminations, truncations, infos)")
             observation, reward, terminated, truncated, info = answer
-            if not _equal(action, given):
+            if not equal(action, given):
                 raise NonConformance("step wrote into the actions that it was given")
-            _observation(env, observation, "step")
-            _flags(reward, terminated, truncated, n)
-            _infos(info, n, "step")
-            if (got := _keys(info)) != keys:
+            check_observation(env, observation, "step")
+            check_flags(reward, terminated, truncated, n)
+            check_infos(info, n, "step")
+            if (got := keys_of(info)) != keys:
                 raise NonConformance(
                     f"step gives the info keys {sorted(got)}, reset {sorted(keys)}: make them the same"
                 )
             ended = terminated | truncated
-            _autoreset(env, mode, over, ended, reward, info, keys)
+            check_autoreset(env, mode, over, ended, reward, info, keys)
+            if mode == AutoresetMode.SAME_STEP:
+                self._boundary(env, observation, info, ended)
             self.ends += int(ended.sum())
             self.observations.append(copy.deepcopy(observation))
             self.rewards.append(reward.copy())
             self.infos.append(copy.deepcopy(info))
-            self.finals.append([copy.deepcopy(info["final_obs"][i]) if same_step(mode) and e else None
-                                for i, e in enumerate(ended)])  # fmt: skip
             over = ended if mode != AutoresetMode.SAME_STEP else over
             _untouched(handed)
             _hand(handed, f"step {step + 1}", observation, reward, terminated, truncated, info)
             if scribble:
-                for what in (observation, reward, terminated, truncated):
-                    for array in _arrays(what):
-                        array[...] = 0
-                handed.clear()
+                observation = self._scribble(handed, observation, reward, terminated, truncated, info)
 
+    def _scribble(self, handed: list[Any], *answer: Any) -> Any:
+        """Write over all of an answer, as its caller may; the observation as it was."""
+        for array in arrays_of(answer):
+            if array.flags.writeable:
+                array[...] = 0
+        handed.clear()
+        return copy.deepcopy(self.observations[-1])
 
-def same_step(mode: AutoresetMode) -> bool:
-    """Whether the next episode begins in the step that ends one."""
-    return mode == AutoresetMode.SAME_STEP
+    @staticmethod
+    def _reset(env: AnyVectorEnv, over: Any, before: Any, keys: set[str]) -> tuple[Any, dict[str, Any]]:
+        """The slots whose episode is over are reset, (observations, infos)."""
+        mask = over.copy()
+        observation, info = pair(env.reset(options={"reset_mask": mask}))
+        check_observation(env, observation, "reset with reset_mask")
+        check_infos(info, env.num_envs, "reset with reset_mask")
+        if (got := keys_of(info)) != keys:
+            raise NonConformance(f"reset with reset_mask gives the info keys {sorted(got)}, reset {sorted(keys)}")
+        if not np.array_equal(mask, over):
+            raise NonConformance("reset wrote into the reset_mask that it was given")
+        rows = zip(iterate(env.observation_space, before), iterate(env.observation_space, observation), strict=True)
+        if any(not equal(old, new) for (old, new), reset in zip(rows, over, strict=True) if not reset):
+            raise NonConformance("a reset with reset_mask changed slots that it does not name")
+        return observation, info
 
+    def _boundary(self, env: AnyVectorEnv, observation: Any, info: dict[str, Any], ended: Any) -> None:
+        following = list(iterate(env.observation_space, observation))
+        for slot in np.flatnonzero(ended):
+            self.told_apart |= not equal(info["final_obs"][slot], following[slot])
 
-def _spaces(env: AnyVectorEnv) -> None:
-    if not isinstance(env, gym.vector.VectorEnv):
-        raise NonConformance(f"not a gymnasium.vector.VectorEnv, but {type(env).__name__}")
-    for name in ("num_envs", "single_observation_space", "single_action_space", "observation_space", "action_space"):
-        if getattr(env, name, None) is None:
-            raise NonConformance(f"it has no {name}")
-    if not isinstance(env.num_envs, int) or env.num_envs < 1:
-        raise NonConformance(f"num_envs must be an int of at least 1, got {env.num_envs!r}")
-    for kind in ("observation", "action"):
-        single, batched = getattr(env, f"single_{kind}_space"), getattr(env, f"{kind}_space")
-        if batched != (expected := batch_space(single, env.num_envs)):
-            raise NonConformance(f"{kind}_space is {batched}, expected {expected}: single_{kind}_space, batched")
-    mode = env.metadata.get("autoreset_mode")
-    if not isinstance(mode, AutoresetMode):
-        raise NonConformance(f"metadata['autoreset_mode'] must be a gymnasium.vector.AutoresetMode, got {mode!r}")
-    if getattr(env.unwrapped, "autoreset_mode", mode) != mode:
-        raise NonConformance(f"autoreset_mode is {env.unwrapped.autoreset_mode}, but metadata say {mode}")  # type: ignore[attr-defined]
-
-
-def _pair(answer: Any) -> tuple[Any, dict[str, Any]]:
-    if not (isinstance(answer, tuple) and len(answer) == 2):
-        raise NonConformance("reset must return (observations, infos)")
-    return answer
-
-
-def _observation(env: AnyVectorEnv, observation: Any, where: str) -> None:
-    if not env.observation_space.contains(observation):
-        seen = ", ".join(f"{a.dtype} of shape {a.shape}" for a in _arrays(observation)) or type(observation).__name__
-        raise NonConformance(f"{where} gives observations outside {env.observation_space}: {seen}")
-
-
-def _flags(reward: Any, terminated: Any, truncated: Any, n: int) -> None:
-    if not isinstance(reward, np.ndarray) or reward.shape != (n,) or reward.dtype.kind != "f":
-        raise NonConformance(f"rewards must be a float array of shape ({n},), got {_described(reward)}")
-    if not np.isfinite(reward).all():
-        raise NonConformance(f"rewards must be finite, got {reward}")
-    for name, flag in (("terminations", terminated), ("truncations", truncated)):
-        if not isinstance(flag, np.ndarray) or flag.shape != (n,) or flag.dtype != np.bool_:
-            raise NonConformance(f"{name} must be a bool array of shape ({n},), got {_described(flag)}")
-
-
-def _infos(info: Any, n: int, where: str) -> None:
-    if not isinstance(info, dict):
-        raise NonConformance(f"{where} must give infos as one dict, got {type(info).__name__}")
-    for name, value in info.items():
-        if name.startswith("_"):
-            if not isinstance(value, np.ndarray) or value.shape != (n,) or value.dtype != np.bool_:
-                raise NonConformance(f"{where}: info[{name!r}] must be bool of shape ({n},), got {_described(value)}")
-            if name[1:] not in info:
-                raise NonConformance(f"{where}: info[{name!r}] says who has {name[1:]!r}, which is not there")
-            continue
-        if f"_{name}" not in info:
-            raise NonConformance(f"{where}: info[{name!r}] lacks info['_{name}'], the mask of the slots that have it")
-        if isinstance(value, dict):
-            _infos({k: v for k, v in value.items()}, n, f"{where}: info[{name!r}]")
-        elif not isinstance(value, np.ndarray) or value.shape[:1] != (n,):
-            raise NonConformance(f"{where}: info[{name!r}] must be an array of {n} rows, got {_described(value)}")
-
-
-def _keys(info: Mapping[str, Any]) -> set[str]:
-    return {name for name in info if name.removeprefix("_") not in FINAL}
-
-
-def _autoreset(
-    env: AnyVectorEnv, mode: AutoresetMode, over: Any, ended: Any, reward: Any, info: dict[str, Any], keys: set[str]
-) -> None:
-    if mode != AutoresetMode.SAME_STEP:
-        if any(name in info for name in FINAL):
-            raise NonConformance(f"final_obs and final_info belong to SAME_STEP, but the mode is {mode.name}")
-        if mode == AutoresetMode.NEXT_STEP and over.any():
-            if reward[over].any():
-                raise NonConformance(f"NEXT_STEP: the step that resets a slot must give reward 0, got {reward[over]}")
-            if ended[over].any():
-                raise NonConformance("NEXT_STEP: the step that resets a slot ends its new episode at once")
-        return
-    if not ended.any():
-        return
-    for name in FINAL:
-        if name not in info:
-            raise NonConformance(f"SAME_STEP: an episode ended, and info has no {name!r}")
-        if not np.array_equal(info[f"_{name}"], ended):
+    def check_boundary(self, env: AnyVectorEnv) -> None:
+        """In SAME_STEP an episode's last observation is in final_obs, and the next one's first in the observations."""
+        seen = [row for batch in self.observations for row in iterate(env.observation_space, batch)]
+        if not self.told_apart and any(not equal(seen[0], row) for row in seen):
             raise NonConformance(
-                f"SAME_STEP: info['_{name}'] is {info[f'_{name}']}, but the episodes that ended are {ended}"
+                "SAME_STEP: final_obs is always what the observations show: one must be the last of the episode, the "
+                "other the first of the next"
             )
-    for slot in np.flatnonzero(ended):
-        if not env.single_observation_space.contains(info["final_obs"][slot]):
-            raise NonConformance(f"SAME_STEP: final_obs[{slot}] is outside {env.single_observation_space}")
-    if (got := _keys(info["final_info"])) != keys:
-        raise NonConformance(f"SAME_STEP: final_info has the keys {sorted(got)}, infos {sorted(keys)}")
 
 
 def _partial_reset(env: AnyVectorEnv, seed: int, steps: int) -> None:
-    before, _ = _pair(env.reset(seed=seed))
+    before, _ = pair(env.reset(seed=seed))
     before = copy.deepcopy(before)
     if env.num_envs > 1:
         mask = np.arange(env.num_envs) == 0
-        after, _ = _pair(env.reset(options={"reset_mask": mask}))
+        after, _ = pair(env.reset(options={"reset_mask": mask}))
         rows = zip(iterate(env.observation_space, before), iterate(env.observation_space, after), strict=True)
-        if any(not _equal(old, new) for slot, (old, new) in enumerate(rows) if slot):
+        if any(not equal(old, new) for slot, (old, new) in enumerate(rows) if slot):
             raise NonConformance("a reset with reset_mask changed slots that it does not name")
     env.reset(seed=seed)
     for _ in range(steps):
@@ -244,10 +200,10 @@ def _partial_reset(env: AnyVectorEnv, seed: int, steps: int) -> None:
 
 def _seeds(env: AnyVectorEnv, seed: int) -> None:
     n = env.num_envs
-    one, _ = _pair(env.reset(seed=seed))
+    one, _ = pair(env.reset(seed=seed))
     one = copy.deepcopy(one)
-    other, _ = _pair(env.reset(seed=_many([seed + i for i in range(n)])))
-    if not _equal(one, other):
+    other, _ = pair(env.reset(seed=_many([seed + i for i in range(n)])))
+    if not equal(one, other):
         raise NonConformance("reset(seed=s) and reset(seed=[s, s + 1, …]) must start the same games")
     try:
         env.reset(seed=_many([seed] * (n + 1)))
@@ -270,6 +226,9 @@ def _alone(
         try:
             if single.num_envs != 1:
                 raise NonConformance(f"make(1) gave {single.num_envs} slots")
+            for name in ("single_observation_space", "single_action_space"):
+                if getattr(single, name) != getattr(env, name):
+                    raise NonConformance(f"{name} is {getattr(env, name)}, of a single slot {getattr(single, name)}")
             rows = [list(iterate(env.action_space, action))[slot] for action in batch.actions]
             alone = _Run(single, seed + slot, steps, mode, actions=[_row(single, row) for row in rows])
         finally:
@@ -277,7 +236,7 @@ def _alone(
         what = f"slot {slot} of seed {seed} and a single slot of seed {seed + slot}"
         for step, (together, by_itself) in enumerate(zip(batch.observations, alone.observations, strict=True)):
             here = list(iterate(env.observation_space, together))[slot]
-            if not _equal(here, next(iter(iterate(single.observation_space, by_itself)))):
+            if not equal(here, next(iter(iterate(single.observation_space, by_itself)))):
                 raise NonConformance(f"{what} see other observations after {step} steps: seeds depend on num_envs")
         for step, (some, reward) in enumerate(zip(batch.rewards, alone.rewards, strict=True)):
             if repeatable and not np.allclose(some[slot], reward[0], rtol=rtol, atol=rtol):
@@ -291,16 +250,20 @@ def _row(env: AnyVectorEnv, action: Any) -> Any:
 
 def _same(one: _Run, other: _Run, what: str, repeatable: bool, rtol: float) -> None:
     for step, (a, b) in enumerate(zip(one.observations, other.observations, strict=True)):
-        if not _equal(a, b):
+        if not equal(a, b):
             raise NonConformance(f"{what} gave other observations after {step} steps")
     for step, (a, b) in enumerate(zip(one.rewards, other.rewards, strict=True)):
         if repeatable and not np.allclose(a, b, rtol=rtol, atol=0):
             raise NonConformance(f"{what} gave the rewards {b} instead of {a} in step {step + 1}")
+    for step, (before, after) in enumerate(zip(one.infos, other.infos, strict=True)):
+        if repeatable and not equal(before, after):
+            names = sorted(name for name in before if name not in after or not equal(before[name], after[name]))
+            raise NonConformance(f"{what} gave other infos {names} after {step} steps")
 
 
 def _hand(handed: list[tuple[str, Any, Any]], where: str, *values: Any) -> None:
     for value in values:
-        for array in _arrays(value):
+        for array in arrays_of(value):
             for earlier, before, _ in handed:
                 if np.shares_memory(array, before):
                     raise NonConformance(f"{where} hands out memory that {earlier} handed out before: copy it")
@@ -311,32 +274,3 @@ def _untouched(handed: list[tuple[str, Any, Any]]) -> None:
     for where, array, before in handed:
         if not np.array_equal(array, before, equal_nan=array.dtype.kind == "f"):
             raise NonConformance(f"what {where} handed out was written to by a later step: copy it")
-
-
-def _arrays(value: Any) -> Iterator[np.ndarray[Any, Any]]:
-    if isinstance(value, np.ndarray):
-        if value.dtype != object and value.size:
-            yield value
-        elif value.dtype == object:
-            for item in value:
-                yield from _arrays(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _arrays(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _arrays(item)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
-    return bool(np.array_equal(np.asarray(a), np.asarray(b)))
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} of shape {value.shape}"
-    return type(value).__name__

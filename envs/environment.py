@@ -93,6 +93,11 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         **kwargs: Any,
     ) -> None:
         mode = _check_autoreset_mode(autoreset_mode)
+        if "max_episode_steps" in kwargs:
+            limit = kwargs["max_episode_steps"]
+            raise ConfigurationError(
+                f"max_episode_steps goes with gym.make; use steps={limit} for a batch whose episodes all end then"
+            )
         self._play(MaskGame(num_envs, **kwargs), _check_render_mode(render_mode), mode)
 
     @classmethod
@@ -154,6 +159,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             reward_model=game.reward_model.model,
             sensitivity=game.sensitivity,
             only_class=game.only_class,
+            reward_terms=game.own_terms.functions,
             device=game.device,
             tensors=game.tensors,
             **dataclasses.asdict(game.acceleration),

@@ -26,7 +26,12 @@ class Counters(VectorEnv[Any, Any, Any]):
     def __init__(self, num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP, fault: str = "") -> None:
         self.num_envs, self.mode, self.fault = num_envs, mode, fault
         self.metadata = {"autoreset_mode": mode.name if fault == "mode is a string" else mode}
-        self.single_observation_space = Box(0, 255, (2,), np.uint8)
+        self.single_observation_space = Box(0, 255, (2,), np.int64 if fault == "cast observations" else np.uint8)
+        if fault == "attribute":
+            self.autoreset_mode = AutoresetMode.DISABLED
+        if fault == "other spaces" and num_envs == 1:
+            self.single_observation_space = Box(0, 200, (2,), np.uint8)
+        self.steps_played = 0
         self.single_action_space = Discrete(2)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs + (fault == "too many actions"))
@@ -37,6 +42,7 @@ class Counters(VectorEnv[Any, Any, Any]):
 
     def observe(self) -> Any:
         seen = np.stack([self.count, self.age], 1).astype(np.uint8)
+        self.shown = seen
         if self.fault == "float observations":
             return seen.astype(np.float32)
         if self.fault == "one buffer":
@@ -46,7 +52,7 @@ class Counters(VectorEnv[Any, Any, Any]):
 
     def info(self) -> dict[str, Any]:
         there = np.ones(self.num_envs, np.bool_)
-        return {"count": self.count.copy(), "_count": there}
+        return {"count": self.count.copy() if self.fault != "its own count" else self.count, "_count": there}
 
     def start(self, slot: int) -> None:
         # Ages differ, so that episodes do not all end together.
@@ -62,12 +68,20 @@ class Counters(VectorEnv[Any, Any, Any]):
             if len(seeds) != self.num_envs and self.fault != "any number of seeds":
                 raise ValueError("wrong number of seeds")
             self.rngs = [np.random.default_rng(s) for s in seeds]
+            if self.fault == "seeds of N":
+                self.rngs = [np.random.default_rng([s, self.num_envs]) for s in seeds]
             if self.fault == "no seeding":
                 self.rngs = [np.random.default_rng() for _ in range(self.num_envs)]
         for slot in np.flatnonzero(mask):
             self.start(int(slot))
+        if self.fault == "others grow younger" and not mask.all():
+            self.age[~mask] = 0
         self.over[mask] = False
+        if self.fault == "writes into reset_mask":
+            mask[:] = True
         info = self.info()
+        if self.fault == "keys of a partial reset" and options is not None:
+            info |= {"only_here": np.zeros(self.num_envs), "_only_here": np.ones(self.num_envs, np.bool_)}
         if self.fault == "other keys":
             info |= {"only_here": np.zeros(self.num_envs), "_only_here": np.ones(self.num_envs, np.bool_)}
         if self.fault == "no info":
@@ -81,6 +95,8 @@ class Counters(VectorEnv[Any, Any, Any]):
         begins = self.over.copy()
         if begins.any() and self.mode != AutoresetMode.NEXT_STEP and self.fault != "plays on":
             raise RuntimeError("reset first")
+        if self.fault == "plays from what it gave":
+            self.count = self.shown[:, 0].astype(np.int64)
         self.count += np.asarray(actions)
         self.age += 1
         reward = (self.count * np.asarray(actions)).astype(np.float64)
@@ -88,6 +104,9 @@ class Counters(VectorEnv[Any, Any, Any]):
         for slot in np.flatnonzero(begins):
             self.start(int(slot))
         ended = (self.age >= LENGTH) & ~begins
+        self.steps_played += 1
+        if self.fault == "ends at once":
+            ended |= begins
         if self.fault == "reward of all slots":
             reward = np.full(self.num_envs, reward.sum())
         if self.fault == "NaN":
@@ -106,6 +125,8 @@ class Counters(VectorEnv[Any, Any, Any]):
         else:
             self.over = ended.copy()
         info = self.info()
+        if self.fault == "counts steps":
+            info["count"][:] = self.steps_played
         if self.fault == "no presence":
             del info["_count"]
         if self.fault == "list of infos":
@@ -113,13 +134,22 @@ class Counters(VectorEnv[Any, Any, Any]):
         if self.mode == AutoresetMode.SAME_STEP and ended.any() and self.fault != "no final_obs":
             present = ended.copy() if self.fault != "final of all" else ~nobody
             info |= {"final_obs": last, "_final_obs": present, "final_info": judged, "_final_info": present.copy()}
+            if self.fault == "final_obs is the next":
+                info["final_obs"] = self.observe()
             if self.fault == "final_obs cast":
                 info["final_obs"] = last.astype(np.float64)
             if self.fault == "final_info without count":
                 info["final_info"] = {}
+        if self.mode == AutoresetMode.SAME_STEP and not ended.any() and self.fault == "final of nobody":
+            info |= {"final_obs": last, "_final_obs": ~nobody, "final_info": judged, "_final_info": ~nobody}
         if self.mode != AutoresetMode.SAME_STEP and self.fault == "final_obs in vain":
             info |= {"final_obs": last, "_final_obs": ended.copy()}
         return self.observe(), reward, ended, nobody, info
+
+    def close(self, **kwargs: Any) -> None:
+        if self.fault == "closed twice" and self.closed:
+            raise RuntimeError("closed already")
+        super().close(**kwargs)
 
 
 NEXT, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED
@@ -128,6 +158,8 @@ FAULTS: dict[str, tuple[AutoresetMode, str]] = {
     "too many actions": (AutoresetMode.SAME_STEP, "action_space is"),
     "float observations": (AutoresetMode.SAME_STEP, "float32"),
     "one buffer": (AutoresetMode.SAME_STEP, "written to by a later step|memory that"),
+    "its own count": (AutoresetMode.SAME_STEP, "written to by a later step|memory that"),
+    "plays from what it gave": (AutoresetMode.SAME_STEP, "overwritten by the caller gave other observations"),
     "no info": (AutoresetMode.SAME_STEP, r"reset must return \(observations, infos\)"),
     "other keys": (AutoresetMode.SAME_STEP, "info keys"),
     "no seeding": (AutoresetMode.SAME_STEP, "the same seed and actions"),
@@ -146,7 +178,20 @@ FAULTS: dict[str, tuple[AutoresetMode, str]] = {
     "final_info without count": (AutoresetMode.SAME_STEP, "final_info has the keys"),
     "paid for a reset": (NEXT, "must give reward 0"),
     "final_obs in vain": (NEXT, "belong to SAME_STEP"),
+    "ends at once": (NEXT, "ends its new episode at once"),
     "plays on": (DISABLED, "not reset"),
+    "others grow younger": (DISABLED, "slots that it does not name"),
+    "writes into reset_mask": (DISABLED, "wrote into the reset_mask"),
+    "keys of a partial reset": (DISABLED, "reset with reset_mask gives the info keys"),
+    "attribute": (AutoresetMode.SAME_STEP, "autoreset_mode is .*DISABLED.*, but metadata say"),
+    "cast observations": (AutoresetMode.SAME_STEP, "reset gives observations of uint8, expected int64"),
+    "other spaces": (AutoresetMode.SAME_STEP, "single_observation_space is .*, of a single slot"),
+    "seed times N": (AutoresetMode.SAME_STEP, r"reset\(seed=s\) and reset\(seed=\[s, s \+ 1"),
+    "seeds of N": (AutoresetMode.SAME_STEP, "seeds depend on num_envs"),
+    "counts steps": (AutoresetMode.SAME_STEP, r"the same seed and actions gave other infos \['count'\]"),
+    "final_obs is the next": (AutoresetMode.SAME_STEP, "final_obs is always what the observations show"),
+    "final of nobody": (AutoresetMode.SAME_STEP, "_final_obs.* but the episodes that ended are"),
+    "closed twice": (AutoresetMode.SAME_STEP, "close must work, and do nothing when it is called again"),
     "reset_mask ignored": (DISABLED, "slots that it does not name"),
     "reward of all slots": (AutoresetMode.SAME_STEP, "slot 0 of seed 0 and a single slot of seed 0 earn"),
 }
