@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from maskaug.envs.files import temporary_file
 
 #: bytes before the first row: a `.npy` header of a fixed length, as the number of rows is only known at the end.
 HEADER = 128
@@ -49,8 +50,7 @@ class Builder:
         self._path: Path | None = None
         if failure is None:
             try:
-                self._descriptor, name = tempfile.mkstemp(prefix=f".{stem}.", suffix=".part", dir=folder)
-                self._path = Path(name)
+                self._descriptor, self._path = temporary_file(folder, stem)
                 # The rows come behind it.
                 self._write(bytes(HEADER))
             except OSError as error:
@@ -91,7 +91,6 @@ class Builder:
         target = self.folder / f"{self.stem}-{fingerprint[:16]}.npy"
         try:
             os.pwrite(self._descriptor, header(self.shape), 0)
-            os.fchmod(self._descriptor, 0o644)
             os.fsync(self._descriptor)
             self._path.replace(target)
             self._path = target

@@ -31,7 +31,7 @@ from maskaug.envs.cache_entry import Cached, CacheEntry
 from maskaug.envs.sources import Sources, Stamp, check_workers, in_order
 
 #: Part of every fingerprint: raised whenever the files' layout or what readers put into them changes.
-FORMAT = 2
+FORMAT = 3
 
 T = TypeVar("T")
 

@@ -28,6 +28,7 @@ out by group, which some seed puts on two sides.
 | near_duplicate | warning | pictures of two groups that look the same; also small arrays of two official parts |
 | label_disagreement | warning | two labels in one of the groups that such a reader found, both played |
 | empty_region | warning | a mask or box that marks nothing, in a class that has regions |
+| full_region | warning | a mask or box that covers more than 95 % of its picture |
 | blank | warning | a picture of one brightness |
 | said | warning | what loading says of arrays that are no picture files |
 | duplicate_left_out | note | the same pixels more than once, of which the reader plays one or none |
@@ -61,7 +62,8 @@ from maskaug.envs.findings import Finding, Item, Report, count_images, finding, 
 from maskaug.envs.folders import permitted
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Listing, Severity, dataset_folder, list_dataset, listing_options
-from maskaug.envs.looking import Look, each, look_at
+from maskaug.envs.loading import numbered
+from maskaug.envs.looking import Look, each, full_regions, look_at
 from maskaug.envs.patients import deal_listing, similar_patients
 from maskaug.envs.splits import deal_groups
 
@@ -156,7 +158,7 @@ def check_listing(
     findings = _noticed(listing)
     if not chosen:
         findings += finding("listing", [Item((str(listing.root),), f"holds no images; {listing.tree}")])
-    groups = np.unique([entry.group for entry in entries], return_inverse=True)[1].astype(np.int64)
+    groups = numbered([entry.group for entry in entries])
     official, division, crossing = deal_listing(listing, groups, seed)
     findings += [*crossing, *similar_patients(listing)]
     seen = each(lambda i: look_at(entries[i], listing, reading), chosen, listing.dataset, workers)
@@ -171,7 +173,7 @@ def check_listing(
     keep = np.array([i for i, _ in looks])
     names = tuple(entries[i].name for i in keep)
     labels = _labels(listing, looks)
-    findings += _empty_regions(listing, looks, labels)
+    findings += [*_empty_regions(listing, looks, labels), *full_regions(listing, looks)]
     groups, played = groups[keep], np.ones(len(keep), np.bool_)
     if isinstance(loaded, ImageDataset):
         groups, played = _regrouped(names, loaded)
@@ -196,7 +198,7 @@ def check_listing(
         played=played,
     )
     studied = [entry.study or "" for entry in entries]
-    studies = np.unique(studied, return_inverse=True)[1][keep][played] if any(studied) else None
+    studies = numbered(studied)[keep][played] if any(studied) else None
     return dataclasses.replace(
         report,
         division=division,

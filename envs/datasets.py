@@ -344,21 +344,29 @@ def load_dataset(
 ) -> ImageDataset:
     """One split of a named data set, or of its synthetic stand-in.
 
+    Within a process a data set is read once: lists (CSV and npz files) that were changed are read again, pictures are
+    not; a new process sees those that were.
+
     Args:
         name: a registered data set: "synthetic", "busi", "mura", …
         root: its folder. Without one, `MASKAUG_DATA` is looked through; if that has none either, the stand-in is used
             with a `UserWarning` and the result's `source` is "synthetic".
         split: "train", "val", "test" (the data set's own division, else 70/15/15 by group), or "all".
         image_size: height and width in pixels; None: see `maskaug.envs.defaults`.
-        channels: 1 (grey) or 3 (grey, repeated; the colours of medmnist, the sequences of lgg with channel="all").
+        channels: 1 (grey) or 3: grey, repeated; the pictures' colours of manifest, hip_fracture and medmnist; the
+            sequences of lgg with channel="all", which needs 3.
         n_shot: of the training split so many images of each class alone, see `ImageDataset.few`; "val" and "test" stay
             whole. Not together with "all", which holds them.
         seed: of the split, of synthetic images, of random crops, and of the images of each class.
-        **options: the data set's own (`kind`, `difficulty`, `task`, `n` for synthetic; `variant`, `task`, `classes` for
-            busi; `body_part` for mura; `channel` for lgg; `flag` for medmnist).
+        **options: the data set's own, see its loader: for synthetic `kind`, `difficulty`, `task`, `n`; for busi
+            `variant`, `task`, `classes`; for mura `body_part`; for lgg `channel`; for medmnist `flag`; for manifest and
+            hip_fracture `manifest`, `window`, `frame`; for manifest `class_names`. How pictures are decoded: `fit` and
+            `max_pixels` for all of these but synthetic and medmnist; `workers` for all but synthetic. Only for real
+            images, but for those of synthetic.
 
     Raises:
-        DatasetError: the folder is not what was expected.
+        DatasetError: the folder is not what was expected, a split is empty, or options without real images.
+        ImageError: a picture cannot be read.
         ConfigurationError: an unknown name, split or option, or an `n_shot` that the training split cannot give.
     """
     spec = dataset_spec(name)
@@ -396,7 +404,14 @@ def load_dataset(
     if path is None:
         # Several data sets have one stand-in: under one name it is drawn once.
         name, options = "synthetic", {"kind": spec.stand_in, **options}
-    key = (name, None if path is None else str(path.resolve()), size, channels, seed, _lists(path))
+    key = (
+        name,
+        None if path is None else str(path.resolve()),
+        size,
+        channels,
+        seed,
+        _lists(path, spec, options.get("manifest")),
+    )
     # What is remembered is found by its options, and a list could not be looked up.
     given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     everything = _load_parts(key, tuple(sorted(given.items())))
@@ -420,13 +435,24 @@ def _load_parts(key: tuple[str, str | None, int, int, int, Any], options: tuple[
     return read_dataset(name, Path(root), image_size=image_size, channels=channels, seed=seed, **dict(options))
 
 
-def _lists(root: Path | None) -> tuple[tuple[str, int, int], ...]:
-    # Somebody who mends a list in a notebook wants to see what it says now.
+def _lists(root: Path | None, spec: DatasetSpec, manifest: object) -> tuple[tuple[str, int, int], ...]:
+    # Somebody who mends a list in a notebook wants to see what it says now; it may lie one folder further down.
     if root is None:
         return ()
-    with os.scandir(root) as found:
-        stats = [(file.name, file.stat()) for file in found if file.name.lower().endswith((".csv", ".npz"))]
-    return tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
+    found = []
+    for folder in {root, root / spec.folder}:
+        if not folder.is_dir():
+            continue
+        try:
+            names = [name for name in os.listdir(folder) if name.lower().endswith((".csv", ".npz")) or name == manifest]
+        except OSError as error:
+            raise DatasetError(f"{folder} cannot be looked through ({error.strerror}); make it readable") from error
+        for name in names:
+            # What cannot be looked at, a link to nowhere for example, is the reader's to tell of.
+            with contextlib.suppress(OSError):
+                stat = os.stat(folder / name)
+                found.append((os.path.join(folder, name), stat.st_mtime_ns, stat.st_size))
+    return tuple(sorted(found))
 
 
 def read_dataset(

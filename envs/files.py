@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,27 @@ from safetensors.torch import save
 from torch import Tensor
 
 
+def temporary_file(folder: Path, name: str) -> tuple[int, Path]:
+    """A new file `.name.….part` in `folder`, open for reading and writing; who may read it is up to the umask.
+
+    `tempfile.mkstemp` lets nobody else read it, and what a rename publishes keeps that.
+    """
+    while True:
+        path = folder / f".{name}.{secrets.token_hex(4)}.part"
+        with contextlib.suppress(FileExistsError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
+
+
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Call `write(temporary path)`, fsync, and rename to `path`; the folder is made if need be."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    handle, temporary = temporary_file(target.parent, target.name)
     os.close(handle)
-    temporary = Path(name)
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

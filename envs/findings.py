@@ -53,6 +53,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "label_disagreement": ("warning", "the reader holds these for the same, but they have two labels"),
     "loading": ("error", "the reader's own loading fails"),
     "empty_region": ("warning", "a mask or box that marks nothing, in a class whose other images have a region"),
+    "full_region": ("warning", "a mask or box that covers nearly all of its picture; is it inverted, or no mask?"),
     "blank": ("warning", "pictures of one brightness, which show nothing"),
     "said": ("warning", "loading warns, and goes on"),
     "duplicate_left_out": ("note", "the same picture more than once; the reader plays one of them, or none"),

@@ -14,7 +14,9 @@ What is read: PNG, JPEG, TIFF, BMP, GIF, WebP (by Pillow, known by content, what
   a side, and what would take more than 7 bytes for each of `max_pixels` to decode (very large WebP, animations,
   progressive JPEG).
 
-What nobody can see: a JPEG with changed bytes, and one that was cut off and closed again with an end marker.
+What nobody can see: bytes that were changed or zeroed inside a JPEG, TIFF, BMP, GIF, WebP or DICOM file, as only PNG
+has check sums (some such files are refused by chance; a manifest's sha256 tells them all); and a JPEG that was cut off
+and closed again with an end marker.
 """
 
 from __future__ import annotations

@@ -77,6 +77,8 @@ class Listing:
         name: what tables print.
         root: the folder that every path lies below.
         entries: in the order that the images will have.
+        variant: what else tells this listing from others of the same folder, which are wanted side by side: a list's
+            file name.
         class_names: empty without labels.
         chosen: the numbers of the entries that are wanted; the others only have a say in who belongs to which part.
             None: all.
@@ -108,6 +110,7 @@ class Listing:
     regions: bool = False
     validation: float = 0.0
     confined: bool = False
+    variant: str = ""
     tree: str = ""
     licence: str = "unknown"
     citation: str = ""

@@ -9,7 +9,6 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,12 +48,12 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
     if not listing.entries:
         raise DatasetError(f"{listing.root} holds no images of {listing.dataset}; {listing.tree}")
     entries = listing.entries
-    groups = _numbers([entry.group for entry in entries])
+    groups = numbered([entry.group for entry in entries])
     # Before anything is left out: a file that is missing moves nobody to another part.
     official = official_parts(listing, groups, seed)
     labelled = [entry.label for entry in entries if entry.label is not None]
     studied = [entry.study or "" for entry in entries]
-    studies = _numbers(studied) if any(studied) else None
+    studies = numbered(studied) if any(studied) else None
     keep, stamps = present(listing)
     chosen = [entries[i] for i in keep]
     stored = reading if listing.colour else dataclasses.replace(reading, channels=1)
@@ -67,8 +66,13 @@ def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: 
         listing.dataset,
         root=listing.root,
         sources=stamps,
-        # By name, so that two body parts of one folder do not drive each other out.
-        parameters={"reading": dataclasses.asdict(stored), "name": listing.name, "plane": listing.plane},
+        # By name, so that two body parts, or two lists, of one folder do not drive each other out.
+        parameters={
+            "reading": dataclasses.asdict(stored),
+            "name": listing.name,
+            "variant": listing.variant,
+            "plane": listing.plane,
+        },
         state=_fingerprint(listing, chosen),
         expected={entry.path: entry.sha256 for entry in chosen if entry.sha256},
         confine=listing.confined,
@@ -238,5 +242,11 @@ def _sentence(problems: Sequence[Problem], dataset: str) -> str:
     return f"{first.where}: {first.message}{more}"
 
 
-def _numbers(values: Sequence[Any]) -> npt.NDArray[np.int64]:
-    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
+def numbered(values: Sequence[str]) -> npt.NDArray[np.int64]:
+    """(N,) the place of each text among the different ones in their order; an array of texts is as wide as its longest.
+
+    >>> numbered(["b", "a", "b"])
+    array([1, 0, 1])
+    """
+    places = {value: place for place, value in enumerate(sorted(set(values)))}
+    return np.fromiter((places[value] for value in values), np.int64, len(values))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from maskaug.envs.duplicates import Fingerprint, fingerprint
 from maskaug.envs.errors import DatasetError, ImageError
-from maskaug.envs.findings import Item
+from maskaug.envs.findings import Finding, Item, finding
 from maskaug.envs.folders import is_file, refusal
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Entry, Listing
@@ -21,6 +21,9 @@ from maskaug.envs.loading import confine, decode
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+#: A region of more of its picture is no region: a photo was taken for a mask, or a mask is inverted.
+NEARLY_ALL = 0.95
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -31,11 +34,13 @@ class Look:
         file: the SHA-256 of its file.
         print: what it is known again by.
         marked: whether its region is not empty; without regions False.
+        full: whether its region covers nearly all of it, more than `NEARLY_ALL`; without regions False.
     """
 
     file: bytes
     print: Fingerprint
     marked: bool
+    full: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +80,14 @@ def _read(entry: Entry, listing: Listing, reading: Reading) -> Look | Trouble:
         return Trouble("unreadable", Item((below(Path(error.path), listing),), error.reason))
     except DatasetError as error:
         return Trouble("mask", Item((name,), str(error)))
-    return Look(digest.digest(), fingerprint(planes[: reading.channels]), marked)
+    # Without regions there is no plane behind the picture's.
+    full = planes[reading.channels :].sum() > NEARLY_ALL * planes[0].size
+    return Look(digest.digest(), fingerprint(planes[: reading.channels]), marked, bool(full))
+
+
+def full_regions(listing: Listing, looks: Sequence[tuple[int, Look]]) -> list[Finding]:
+    """The entries, by number, whose region covers nearly all of their picture."""
+    return finding("full_region", [Item((listing.entries[i].name,)) for i, look in looks if look.full])
 
 
 def each(function: Callable[[T], R], items: Sequence[T], name: str, workers: int | None) -> list[R]:

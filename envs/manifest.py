@@ -16,7 +16,7 @@ is blank in every row is as if it were not there. Cells are trimmed.
 | `patient` | who it shows, in every row or in none: nobody gets into two splits. Without it the study counts as the patient, and without that the picture itself |
 | `study` | pictures that were taken together; may be blank. Studies of two patients may have one name |
 | `split` | train, val (valid, validation) or test, in every row or in none. Without any val, a tenth of train is carved off by patient. Asking for a test split that no row names is an error. Without the column: 70/15/15 by patient |
-| `region` | where the relevant thing is: a mask's path below the root, of the picture's size and not a JPEG, or a box `x0 y0 x1 y1` in pixels of the upright picture; several with `\|` between. Blank, while other rows have one: nothing is there |
+| `region` | where the relevant thing is: a mask's path below the root, of the picture's size and not a JPEG, or a box `x0 y0 x1 y1` in pixels of the upright picture, as 30, 30.5 or 3e1; several with `\|` between. Blank, while other rows have one: nothing is there. `nan`, `none`, `NULL`, `n/a` and the like are errors, as is a number alone: a mask that is called so is written `./none`, `./7` |
 | `sha256` | of the picture's file: verified when it is decoded; may be blank |
 
 The file is UTF-8, with or without BOM; cells are separated by commas, semicolons or tabs; lines end as they like; blank
@@ -200,6 +200,7 @@ def _list(dataset: str, root: Path, manifest: str, classes: Classes | None) -> L
         regions=any(entry.masks or entry.boxes for entry in entries),
         validation=VALIDATION,
         confined=True,
+        variant=manifest,
         tree=tree,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from maskaug.envs.confinement import Confinement
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.listing import Box, Entry, Problem
+from maskaug.envs.manifest_regions import parse_region, short
 from maskaug.envs.manifest_rows import read_rows
 
 #: So many wrong rows are told one by one.
@@ -24,10 +26,6 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?", re.ASCII)
-_BOX = re.compile(r"[\s,]+".join([r"([+-]?\d{1,9}(?:\.\d{0,15})?)"] * 4), re.ASCII)
-_NOTHING = re.compile(r"\b(nan|inf)\b", re.IGNORECASE)
-# What boxes are made of, also wrong ones; with a separator in it this is no file's name.
-_NUMERIC = re.compile(r"[\d\s.,;:+\-\[\](){}]*[\s,;\[\](){}][\d\s.,;:+\-\[\](){}]*", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +176,18 @@ def _read(root: Path, file: Path, name: str, problems: _Problems) -> list[_Row]:
             problems.add(line, error.kind, str(error))
         else:
             rows.append(row)
-    return rows
+    return [row for row in rows if not _photographed(row, lines, problems)]
+
+
+def _photographed(row: _Row, lines: dict[str, int], problems: _Problems) -> bool:
+    """Whether a mask of the row is a picture of the list: nearly all of a photo is not zero, and so inside."""
+    for mask in row.masks:
+        if (line := lines.get(mask)) is not None:
+            whose = "the picture itself" if mask == row.name else f"the picture of row {line}"
+            message = f"the mask {short(mask)} is {whose}; write the mask's file, or remove its row among the pictures"
+            problems.add(row.line, "region", message)
+            return True
+    return False
 
 
 def _row(line: int, cells: Sequence[str], paths: Confinement, share: dict[str, str]) -> _Row:
@@ -187,13 +196,11 @@ def _row(line: int, cells: Sequence[str], paths: Confinement, share: dict[str, s
         raise _RowError("path", "the path is blank; write the picture's file, or remove the row")
     name = _accept("path", path, paths)
     masks, boxes = _region(region, paths) if region else ((), ())
-    if name in masks:
-        raise _RowError("region", f"the mask {_short(name)} is the picture itself; write its mask's file")
     part = split and _SPLITS.get(split.casefold())
     if part is None:
-        raise _RowError("split", f"the split {_short(split)} is unknown; write train, val (valid, validation) or test")
+        raise _RowError("split", f"the split {short(split)} is unknown; write train, val (valid, validation) or test")
     if sha256 and not _SHA256.fullmatch(sha256):
-        raise _RowError("sha256", f"the sha256 {_short(sha256)} is not one: it has 64 digits, 0–9 and a–f")
+        raise _RowError("sha256", f"the sha256 {short(sha256)} is not one: it has 64 digits, 0–9 and a–f")
     return _Row(
         line,
         name,
@@ -212,7 +219,7 @@ def _text(column: str, cell: str, share: dict[str, str]) -> str:
     if known is None:
         if _CONTROL.search(cell):
             raise _RowError(
-                column, f"the {column} {_short(cell)} has control characters; is a quotation mark left open?"
+                column, f"the {column} {short(cell)} has control characters; is a quotation mark left open?"
             )
         known = share[cell] = cell
     return known
@@ -223,31 +230,15 @@ def _accept(kind: str, path: str, paths: Confinement) -> str:
         return paths.accept(path)
     except DatasetError as error:
         what = "path" if kind == "path" else "mask"
-        raise _RowError(kind, f"the {what} {_short(path)} {error}") from None
+        raise _RowError(kind, f"the {what} {short(path)} {error}") from None
 
 
 def _region(region: str, paths: Confinement) -> tuple[tuple[str, ...], tuple[Box, ...]]:
-    masks, boxes = [], []
-    for piece in region.split("|"):
-        piece = piece.strip()
-        if not piece:
-            raise _RowError("region", f"the region {_short(region)} has an empty part; put one | between two of them")
-        box = _BOX.fullmatch(piece)
-        if box is None:
-            if _NUMERIC.fullmatch(_NOTHING.sub("0", piece)):
-                raise _RowError("region", f"the region {_short(piece)} is no box; write x0 y0 x1 y1, in pixels")
-            masks.append(_accept("region", piece, paths))
-            continue
-        x0, y0, x1, y1 = map(float, box.groups())
-        # A box that was drawn by hand may overlap the border by a pixel.
-        if not (-1 <= x0 < x1 and -1 <= y0 < y1):
-            raise _RowError(
-                "region",
-                f"the box {_short(piece)} is empty or begins outside; x0 y0 is its upper left corner, x1 y1 the lower "
-                "right one, in pixels from 0",
-            )
-        boxes.append((x0, y0, x1, y1))
-    return tuple(masks), tuple(boxes)
+    try:
+        masks, boxes = parse_region(region)
+    except DatasetError as error:
+        raise _RowError("region", str(error)) from None
+    return tuple(_accept("region", mask, paths) for mask in masks), tuple(boxes)
 
 
 def _classes(rows: Sequence[_Row], classes: Classes | None, file: str) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -280,19 +271,18 @@ def _wrong_label(label: str, class_names: Sequence[str]) -> str:
     if not label:
         return "no label, while other rows have one; write its class, or remove the row"
     known = ", ".join(class_names[:20]) + (", …" if len(class_names) > 20 else "")
-    return f"the label {_short(label)} is none of the classes; known are {known}"
+    return f"the label {short(label)} is none of the classes; known are {known}"
 
 
 def _entry(root: Path, row: _Row, label: int | None, studies: bool) -> Entry:
-    # A study's name is often unique for its patient alone. What has none is a study by itself.
-    study = f"{row.patient}/{row.study}" if row.patient and row.study else row.study or row.name
+    study = _study(row) if studies else None
     shown = f"patient {row.patient}" if row.patient else f"study {row.study}" if row.study else row.name
     return Entry(
         row.name,
         root / row.name,
         label,
         shown,
-        study if studies else None,
+        study,
         row.split or None,
         tuple(root / mask for mask in row.masks) if row.masks else (),
         row.boxes,
@@ -300,5 +290,19 @@ def _entry(root: Path, row: _Row, label: int | None, studies: bool) -> Entry:
     )
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 120 else text[:120] + "…")
+def _study(row: _Row) -> str:
+    """What to call the row's study: never the same for two of them, and for most of them as one would write it.
+
+    A study's name is often unique for its patient alone, hence P1/S1. A picture without one is a study by itself,
+    ./a.png. Where a patient's or a study's name could be taken for more than that, it stands in quotation marks.
+    """
+    if not row.study:
+        return f"./{row.name}"
+    if not row.patient:
+        return _quoted(row.study) if row.study.startswith(("./", '"')) else row.study
+    odd = "/" in row.patient or row.patient.startswith('"') or row.patient == "."
+    return f"{_quoted(row.patient) if odd else row.patient}/{row.study}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -65,8 +65,9 @@ def load_mura(
         parts, are the validation split. No regions: nobody knows them.
 
     Raises:
-        DatasetError: see `list_mura`; or a row of a list is wrong, lists and folders disagree, a patient is in both
-            parts, or none of the images is there. Single ones that are missing are left out with a `UserWarning`.
+        DatasetError: see `list_mura`; or a row of a list is wrong, a list has none, lists and folders disagree, a
+            patient is in both parts, or none of the images is there. Single ones that are missing are left out with a
+            `UserWarning`; another one tells of studies that the images' list lacks and the studies' list has.
         ImageError: a file cannot be read.
         ConfigurationError: an unknown body part.
     """
@@ -78,7 +79,8 @@ def list_mura(root: Path, *, body_part: str | Sequence[str] = "all") -> Listing:
     """What the MURA folder holds, and which rows of its lists are wrong.
 
     The lists say what belongs to the data set, `*_image_paths.csv` or else `*_labeled_studies.csv`, with or without a
-    header; a part without either is looked through. Files named `._*` are what macOS leaves behind, and no images.
+    header of as many columns; a part without either is looked through. Files named `._*` are what macOS leaves behind,
+    and no images.
 
     Args:
         root: `MURA-v1.1` or the folder that holds it. A part of the set will do.
@@ -87,8 +89,9 @@ def list_mura(root: Path, *, body_part: str | Sequence[str] = "all") -> Listing:
 
     Returns:
         One entry an image, in the order of paths with their numbers taken as numbers. Problems: "error" for each row
-        or file that is not MURA's and for each label that its folder contradicts; "note" for rows that are there
-        twice, studies that are in one of the two lists alone, and parts that do not hold what was published.
+        or file that is not MURA's, for each label that its folder contradicts, and for a list without rows; "warning"
+        for studies that the images' list lacks and the studies' list has; "note" for the opposite, for rows that are
+        there twice, and for parts that do not hold what was published.
 
     Raises:
         DatasetError: the folder is not laid out like MURA, a list is no CSV file, or there is no image of these body
@@ -101,10 +104,11 @@ def list_mura(root: Path, *, body_part: str | Sequence[str] = "all") -> Listing:
         folder = _folder(Path(root))
         found = {part: items_of(folder, part, problems) for part in PUBLISHED}
     items = sorted((item for part in found.values() for item in part), key=lambda item: item.order)
-    if not items and not problems:
+    wrong = any(problem.severity == "error" for problem in problems)
+    if not items and not wrong:
         raise DatasetError(f"{folder} holds no MURA images; {TREE}")
     chosen = tuple(i for i, item in enumerate(items) if item.body_part in parts)
-    if not chosen and not problems:
+    if not chosen and not wrong:
         there = ", ".join(sorted({item.body_part for item in items}))
         raise DatasetError(f"{folder} holds no images of {', '.join(parts)}; it has {there}")
     for part, published in PUBLISHED.items():

@@ -18,6 +18,8 @@ FOLDER = "MURA-v1.1"
 #: What the folders of studies end with, in the order of the labels.
 LABELS = ("negative", "positive")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+# What a header does not hold, and a path that lost its beginning or end still does.
+_PIECE = re.compile(r"[/\\]|\.(png|jpe?g)$|patient\d|study\d", re.IGNORECASE)
 _PATIENT = r"patient(\d{1,9})"
 _STUDY = re.compile(
     rf"(?:.*/)?((train|valid)/XR_({'|'.join(BODY_PARTS).upper()})/{_PATIENT}/study\d+_(negative|positive))/([^/]*)"
@@ -76,7 +78,14 @@ def items_of(folder: Path, part: str, problems: list[Problem]) -> set[Item]:
     studies: dict[Path, set[str]] = {}
     for file in lists:
         images = file.name.endswith("_image_paths.csv")
+        before = len(problems)
         rows = list(_parsed(file, part, images, problems))
+        if not rows and len(problems) == before:
+            told = (
+                f"it lists no {'images' if images else 'studies'}; copy or download it again, or remove it: what no "
+                "list names is looked for in the folders"
+            )
+            problems.append(Problem("error", "list", str(file), told))
         studies[file] = {item.study for item in rows}
         if again := len(rows) - len(set(rows)):
             told = f"{again} of its rows are there more than once; each counts once"
@@ -88,13 +97,16 @@ def items_of(folder: Path, part: str, problems: list[Problem]) -> set[Item]:
                 items.update(_walk(folder, (folder / item.study).glob("*"), problems) or [item])
     for file, other in itertools.permutations(lists, 2):
         if alone := sorted(studies[file] - studies[other]):
-            told = f"{len(alone)} studies are not in {other.name}: {', '.join(alone[:3])}{', …' if alone[3:] else ''}"
-            problems.append(Problem("note", "study", str(file), told))
+            decides = other == lists[0]
+            told = f"{len(alone)} studies are not in {other.name} ({', '.join(alone[:3])}{', …' if alone[3:] else ''})"
+            if decides:
+                told += ", so that their images are left out; was that list cut off? Copy or download both again"
+            problems.append(Problem("warning" if decides else "note", "study", str(file), told))
     return items
 
 
 def _parsed(file: Path, part: str, images: bool, problems: list[Problem]) -> Iterator[Item]:
-    for number, row in _rows(file):
+    for number, row in _rows(file, 1 if images else 2):
         item = _listed(row, part, images)
         if isinstance(item, str):
             problems.append(Problem("error", "row", f"{file}, row {number}", item))
@@ -102,15 +114,14 @@ def _parsed(file: Path, part: str, images: bool, problems: list[Problem]) -> Ite
             yield item
 
 
-def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+def _rows(file: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(lines)
             rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{file} cannot be read as a CSV file ({error}); copy or download it again") from error
-    # A header names columns, and no path is without a slash.
-    header = bool(rows) and not any("/" in cell or "\\" in cell for cell in rows[0][1])
+    header = bool(rows) and len(rows[0][1]) == columns and not any(_PIECE.search(cell.strip()) for cell in rows[0][1])
     yield from rows[header:]
 
 

@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from maskaug.envs.confinement import confined
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 
-#: size in bytes, time of the last change of content and of anything at all in nanoseconds. The last cannot be set back.
-Stamp = tuple[int, int, int]
+#: size in bytes, time of the last change of content and of anything at all in nanoseconds, inode. The second time
+#: cannot be set back; but files of a folder that is renamed keep all their times, and the inode tells them apart.
+Stamp = tuple[int, int, int, int]
 
 #: The clocks of file systems tick up to every 10 ms: a file that was as young as this when it was looked at may have
 #: changed again within the same tick, so that its stamp says nothing. It is hashed once more at the next start.
@@ -30,7 +31,7 @@ YOUNG = 10**8
 T = TypeVar("T")
 Result = TypeVar("Result")
 
-_UNKNOWN: Stamp = (-1, -1, -1)
+_UNKNOWN: Stamp = (-1, -1, -1, -1)
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp:
@@ -45,7 +46,7 @@ def stamp_of(path: str | os.PathLike[str]) -> Stamp:
         raise IsADirectoryError(errno.EISDIR, "it is not a file", str(path))
     if found.st_ctime_ns > now - YOUNG:
         return _UNKNOWN
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
@@ -154,7 +155,7 @@ class Sources:
         if columns["names"] != self.names:
             return False
         flat = iter(columns["stamps"])
-        recorded = list(zip(flat, flat, flat, strict=True))
+        recorded = list(zip(flat, flat, flat, flat, strict=True))
         hashes: list[str] = columns["hashes"]
         changed = []
         for path, now, before, known in zip(self.paths, self.stamps, recorded, hashes, strict=True):
@@ -233,4 +234,5 @@ def _looked_at(path: str) -> Stamp:
 
 
 def _gone(path: str | os.PathLike[str], error: OSError) -> DatasetError:
-    return DatasetError(f"{path} cannot be looked at ({error.strerror}); is the folder still there?")
+    cure = "make it readable" if error.errno in (errno.EACCES, errno.EPERM) else "is the folder still there?"
+    return DatasetError(f"{path} cannot be looked at ({error.strerror}); {cure}")

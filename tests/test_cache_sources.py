@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_a_source_as_young_as_the_clock_is_hashed_once_more(
 ) -> None:
     file = reader.root / "1.txt"
     monkeypatch.setattr(sources, "YOUNG", 3600 * 10**9)
-    assert stamp_of(file) == (-1, -1, -1)
+    assert stamp_of(file) == (-1, -1, -1, -1)
     reader.load()
     del hashed[:]
     monkeypatch.setattr(sources, "YOUNG", 0)
@@ -315,3 +316,47 @@ def test_a_folder_or_nothing_is_no_source(tmp_path: Path) -> None:
             stamp_of(path)
     with pytest.raises(DatasetError, match="gone cannot be looked at"):
         hash_file(tmp_path / "gone")
+
+
+def test_folders_that_change_their_names_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKAUG_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "data"
+    for name, value in (("a", 3), ("b", 4)):
+        (root / name).mkdir(parents=True)
+        (root / name / "i.txt").write_text(str(value))
+    # As old as it takes for their stamps to say something; all times alike, as an archive leaves them.
+    monkeypatch.setattr(sources, "YOUNG", 0)
+    stat = os.stat
+    alike = stat(root / "a" / "i.txt")
+
+    def same_times(path: Any, *more: Any, **options: Any) -> Any:
+        found = stat(path, *more, **options)
+        if not str(path).endswith(".txt"):
+            return found
+        return types.SimpleNamespace(
+            st_mode=found.st_mode, st_size=found.st_size, st_ino=found.st_ino,
+            st_mtime_ns=alike.st_mtime_ns, st_ctime_ns=alike.st_ctime_ns,
+        )  # fmt: skip
+
+    monkeypatch.setattr(os, "stat", same_times)
+
+    def load() -> list[int]:
+        files = [root / "a" / "i.txt", root / "b" / "i.txt"]
+        read = Reader(root)
+        cached = cached_array("toy", root=root, sources=files, parameters={}, items=files, decode=read.decode)
+        return [int(row[0, 0]) for row in np.asarray(cached.array)]
+
+    assert load() == load() == [3, 4]
+    (root / "a").rename(root / "t")
+    (root / "b").rename(root / "a")
+    (root / "t").rename(root / "b")
+    assert load() == [4, 3]
+
+
+def test_who_may_read_the_cache_is_up_to_the_umask(reader: Reader) -> None:
+    before = os.umask(0o077)
+    try:
+        reader.load()
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in cache_folder().iterdir() if path.suffix != ".lock"} == {0o600}

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,18 +118,18 @@ def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monke
 def test_tensors_are_written_in_place_of_a_name_that_is_tidied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # safetensors' own save_file renames a second temporary file over ours; killed there, it stays for ever.
     inodes: list[int] = []
-    mkstemp, replace = tempfile.mkstemp, Path.replace
+    temporary_file, replace = files.temporary_file, Path.replace
 
-    def seen_mkstemp(*, prefix: str, suffix: str, dir: Path) -> tuple[int, str]:
-        handle, name = mkstemp(prefix=prefix, suffix=suffix, dir=dir)
-        inodes.append(Path(name).stat().st_ino)
-        return handle, name
+    def seen_file(folder: Path, name: str) -> tuple[int, Path]:
+        handle, path = temporary_file(folder, name)
+        inodes.append(path.stat().st_ino)
+        return handle, path
 
     def seen_replace(self: Path, target: Path) -> Path:
         inodes.append(self.stat().st_ino)
         return replace(self, target)
 
-    monkeypatch.setattr(tempfile, "mkstemp", seen_mkstemp)
+    monkeypatch.setattr(files, "temporary_file", seen_file)
     monkeypatch.setattr(Path, "replace", seen_replace)
     write_state(tmp_path / "s.safetensors", {"x": torch.tensor(1.0)})
     assert len(inodes) == 2

@@ -213,6 +213,22 @@ def test_a_mask_that_does_not_fit_and_one_that_marks_nothing(tmp_path: Path, pic
     assert [item.where for item in found(check_listing(listing))["missing"].items] == [("0_mask.png",)]
 
 
+def test_a_region_that_covers_nearly_all_of_its_picture(tmp_path: Path, pictures: Picture) -> None:
+    listing = save(tmp_path / "d", pictures, regions=True)
+    # Of 96 rows 91 are less than 95 %, 92 are more.
+    for i, rows in enumerate((91, 92, 96)):
+        mask = np.zeros((96, 96), np.uint8)
+        mask[:rows] = 255
+        Image.fromarray(mask).save(tmp_path / "d" / f"{i}_mask.png")
+        listing = change(listing, i, masks=(tmp_path / "d" / f"{i}_mask.png",))
+    # A photo that was taken for a mask.
+    listing = change(listing, 5, masks=(listing.entries[7].path,))
+    listing = change(listing, 9, boxes=((0, 0, 96, 92),))
+    listing = change(listing, 11, boxes=((0, 0, 96, 91),))
+    full = only(listing, "full_region", "warning")
+    assert [item.where for item in full.items] == [("1.png",), ("2.png",), ("5.png",), ("9.png",)]
+
+
 def test_sha256(tmp_path: Path, pictures: Picture) -> None:
     listing = save(tmp_path / "d", pictures)
     right = hashlib.sha256(listing.entries[1].path.read_bytes()).hexdigest()

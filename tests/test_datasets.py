@@ -251,5 +251,12 @@ def test_a_data_set_can_be_registered(tmp_path: Path, monkeypatch: pytest.Monkey
         register_dataset("mine", spec)
 
 
+@pytest.mark.parametrize("name", datasets.dataset_names())
+def test_every_option_of_a_data_set_is_told(name: str) -> None:
+    told = (load_dataset.__doc__ or "").partition("**options:")[2].partition("Raises:")[0]
+    for option in dataset_options(name):
+        assert f"`{option}`" in told, option
+
+
 def reader(root: Path, *, image_size: int, channels: int, seed: int, taste: str) -> ImageDataset:
     return dataclasses.replace(pictures(4), name=f"{root} {image_size} {channels} {seed} {taste}")

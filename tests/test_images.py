@@ -311,3 +311,20 @@ def test_no_text_of_a_file_reaches_a_log(tmp_path: Path, caplog: pytest.LogCaptu
     assert "Zweifelstein" not in caplog.text
     with Image.open(tmp_path / "a.tif"):
         assert "Zweifelstein" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "seen"), [("a.png", True), ("a.tif", False), ("a.bmp", False), ("a.jpg", False)])
+def test_of_zeroed_bytes_only_png_tells(tmp_path: Path, name: str, seen: bool) -> None:
+    # What the module's text says of its limits; should a decoder learn more, that text has to.
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name)
+    whole = read_grey(tmp_path / name)
+    data = bytearray((tmp_path / name).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4] = bytes(4)
+    (tmp_path / name).write_bytes(data)
+    if seen:
+        with pytest.raises(ImageError):
+            read_grey(tmp_path / name)
+    else:
+        assert (read_grey(tmp_path / name) != whole).any()

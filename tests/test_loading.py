@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,20 @@ def test_garbage_is_seldom_collected_while_a_data_set_is_loaded(monkeypatch: pyt
         load_dataset("mura", root=Path(__file__).parent)
     assert gc.get_threshold() == before
     assert found == [200_000]
+
+
+def test_two_lists_of_one_folder_keep_their_entries(listing: Listing, decoded: list[str]) -> None:
+    folds = [dataclasses.replace(listing, entries=listing.entries[i : i + 2], variant=f"fold{i}.csv") for i in range(2)]
+    for _ in range(2):
+        assert [greys(load(fold)) for fold in folds] == [[0, 50], [50, 100]]
+    assert len(decoded) == 4
+
+
+def test_one_long_patient_costs_what_it_is_long(listing: Listing) -> None:
+    names = ["x" * 100_000, *map(str, range(3000))]
+    tracemalloc.start()
+    found = loading.numbered(names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found[0] == 3000
+    assert peak < 10**7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,25 @@ def test_the_manifest_is_a_plain_file_of_the_root(tmp_path: Path) -> None:
         (f"a.png,0,P,,train,,{'g' * 64}", "sha256", "has 64 digits"),
         ("a.png,0,P,,train,../m.png,", "region", r"the mask '../m.png' has '\.\.' in it"),
         ("a.png,0,P,,train,a.png,", "region", "the mask 'a.png' is the picture itself"),
+        ("a.png,0,P,,train,m.png|./ok.png,", "region", "the mask 'ok.png' is the picture of row 2; write the mask's"),
         ("a.png,0,P,,train,m.png|,", "region", "has an empty part"),
         ("a.png,0,P,,train,1 2 3,", "region", "'1 2 3' is no box; write x0 y0 x1 y1, in pixels"),
         ("a.png,0,P,,train,1 2 3 4 5,", "region", "is no box"),
         ("a.png,0,P,,train,[1 2 3 4],", "region", "is no box"),
         ("a.png,0,P,,train,1 2 nan 4,", "region", "is no box"),
         ("a.png,0,P,,train,1 2 inf 4,", "region", "is no box"),
+        ("a.png,0,P,,train,1 2 -Infinity 4,", "region", "is no box"),
+        ("a.png,0,P,,train,1 2 1e400 4,", "region", "is no box"),
+        ("a.png,0,P,,train,1e0 2 3,", "region", "'1e0 2 3' is no box"),
+        ("a.png,0,P,,train,0.0,", "region", r"'0.0' is no box; .*\(a mask of this name is written ./0.0\)"),
+        ("a.png,0,P,,train,nan,", "region", r"'nan' says nothing; leave the cell blank .*is written ./nan\)"),
+        ("a.png,0,P,,train,NaN,", "region", "'NaN' says nothing"),
+        ("a.png,0,P,,train,None,", "region", "'None' says nothing"),
+        ("a.png,0,P,,train,NULL,", "region", "'NULL' says nothing"),
+        ("a.png,0,P,,train,N/A,", "region", "'N/A' says nothing"),
+        ("a.png,0,P,,train,<NA>,", "region", "'<NA>' says nothing"),
+        ("a.png,0,P,,train,m.png|nan,", "region", "'nan' says nothing"),
+        ("a.png,0,P,,train,3e0 9 2E0 10,", "region", "'3e0 9 2E0 10' is empty or begins outside"),
         ("a.png,0,P,,train,1 2 33333333333333333333 4,", "region", "is no box"),
         ("a.png,0,P,,train,5 2 5 4,", "region", "is empty or begins outside"),
         ("a.png,0,P,,train,5 9 6 4,", "region", "is empty or begins outside"),
@@ -170,6 +184,33 @@ def test_a_wrong_row_is_told_by_its_line(tmp_path: Path, row: str, kind: str, wo
         load(listing.root)
 
 
+@pytest.mark.parametrize(
+    ("region", "box"),
+    [
+        ("1e3 0 2000 5", (1000, 0, 2000, 5)),
+        ("1E+3,0.0,2e3,.5e1", (1000, 0, 2000, 5)),
+        ("1.e3  -1e-1 2000. +5", (1000, -0.1, 2000, 5)),
+        ("10 0.000000000000000000001 20 5", (10, 1e-21, 20, 5)),
+    ],
+)
+def test_a_box_may_be_written_in_any_notation(tmp_path: Path, region: str, box: tuple[float, ...]) -> None:
+    (entry,) = listed(tmp_path, f'path,region\na.png,"{region}"\n').entries
+    assert (entry.boxes, entry.masks) == ((box,), ())
+
+
+@pytest.mark.parametrize("region", ["./nan", "./7", "./1e3", "1_000", "none.png", "7.png", "m/7", "١ ٢ ٣ ٤"])
+def test_a_mask_may_be_called_like_a_number(tmp_path: Path, region: str) -> None:
+    (entry,) = listed(tmp_path, f"path,region\na.png,{region}\n").entries
+    assert (entry.boxes, entry.masks) == ((), (tmp_path / "root" / region,))
+
+
+def test_a_long_region_is_refused_at_once(tmp_path: Path) -> None:
+    for region in ("1 " * 60_000 + "x", "1" * 120_000, "1" * 120_000 + "x", "(" * 120_000 + "x", "nan " * 30_000):
+        began = time.process_time()
+        assert [problem.kind for problem in errors(listed(tmp_path, f"path,region\na.png,{region}\n"))] == ["region"]
+        assert time.process_time() - began < 2
+
+
 def test_all_wrong_rows_are_told_in_their_order(tmp_path: Path) -> None:
     text = 'path,label,patient\n/a.png,0,P\nb.png,,P\n"x\ny.png",0,P\nc.png,1,\n\nd.png,2,P\ne.png,0,P\n,0,P\n'
     listing = listed(tmp_path, text, class_names="0,1")
@@ -178,6 +219,18 @@ def test_all_wrong_rows_are_told_in_their_order(tmp_path: Path) -> None:
     assert [entry.name for entry in listing.entries] == ["e.png"]
     with pytest.raises(DatasetError, match=r"row 2: .*\(and 5 more: `maskaug data check manifest` lists them\)"):
         load(listing.root, class_names="0,1")
+
+
+def test_a_mask_that_is_a_picture_further_down_is_told_in_order(tmp_path: Path) -> None:
+    text = "path,region\na.png,c.png\n/b.png,m.png\nc.png,1 2 3 4\nd.png,m.png\ne.png,d.png\nf.png,m.png\n"
+    listing = listed(tmp_path, text)
+    assert [(problem.where.split()[-1], problem.kind) for problem in errors(listing)] == [
+        ("2", "region"),
+        ("3", "path"),
+        ("6", "region"),
+    ]
+    assert "'c.png' is the picture of row 4" in errors(listing)[0].message
+    assert [entry.name for entry in listing.entries] == ["c.png", "d.png", "f.png"]
 
 
 def test_a_row_after_an_open_quotation_mark_is_told_too(tmp_path: Path) -> None:
@@ -262,17 +315,49 @@ def test_without_labels(tmp_path: Path) -> None:
 def test_who_belongs_together(tmp_path: Path) -> None:
     both = listed(tmp_path, "path,patient,study\na.png,P1,S1\nb.png,P2,S1\nc.png,P1,\nd.png,P1,S1\n")
     assert [entry.group for entry in both.entries] == ["patient P1", "patient P2", "patient P1", "patient P1"]
-    assert [entry.study for entry in both.entries] == ["P1/S1", "P2/S1", "c.png", "P1/S1"]
+    assert [entry.study for entry in both.entries] == ["P1/S1", "P2/S1", "./c.png", "P1/S1"]
     assert both.problems == ()
     study = listed(tmp_path, "path,study\na.png,S1\nb.png,\nc.png,S1\n")
     assert [entry.group for entry in study.entries] == ["study S1", "b.png", "study S1"]
-    assert [entry.study for entry in study.entries] == ["S1", "b.png", "S1"]
+    assert [entry.study for entry in study.entries] == ["S1", "./b.png", "S1"]
     alone = listed(tmp_path, "path\na.png\nb.png\n")
     assert [(entry.group, entry.study) for entry in alone.entries] == [("a.png", None), ("b.png", None)]
     for listing, instead in ((study, "study"), (alone, "picture")):
         (note,) = listing.problems
         assert (note.severity, note.kind) == ("note", "patient")
         assert f"each {instead} counts as one" in note.message
+
+
+ODD = ["a", "b", "a/b", "b/c", "/", "a/", "/b", ".", "./a", "./a.png", '"', '"a"', '"a/b"', "a\\/b", "a\\", "a|b", "1"]
+
+
+def test_two_studies_never_have_one_name(tmp_path: Path) -> None:
+    def quoted(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"'
+
+    who = [(patient, study) for patient in ODD for study in [*ODD, ""]] * 2
+    # Files without a suffix in folders, as DICOM files often are, look like a patient and a study.
+    names = ["/".join("ab"[int(bit)] for bit in f"{i:b}") for i in range(len(who))]
+    rows = [f"{name},{quoted(p)},{quoted(s)}\n" for name, (p, s) in zip(names, who, strict=True)]
+    listing = listed(tmp_path, "path,patient,study\n" + "".join(rows))
+    assert not errors(listing)
+    expected = [(p, s) if s else (name,) for name, (p, s) in zip(names, who, strict=True)]
+    studies = [known(entry.study) for entry in listing.entries]
+    assert len(set(zip(studies, expected, strict=True))) == len(set(studies)) == len(set(expected))
+    # So without patients.
+    text = 'path,study\na.png,\nb.png,./a.png\nc.png,"""./a.png"""\nd.png,2026/01\n'
+    assert [entry.study for entry in listed(tmp_path, text).entries] == [
+        "./a.png",
+        '"./a.png"',
+        '"\\"./a.png\\""',
+        "2026/01",
+    ]
+
+
+def test_studies_that_share_slashes_are_judged_apart(tmp_path: Path) -> None:
+    root = folder(tmp_path, "path,label,patient,study\na.png,0,a/b,c\nb.png,1,a,b/c\nc.png,1,a,b/c\n")
+    data = load(root)
+    assert [data.study_names[number] for number in known(data.studies)] == ['"a/b"/c', "a/b/c", "a/b/c"]
 
 
 def test_nobody_is_in_two_splits(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import os
 import pickle
 import sys
 import time
@@ -29,6 +30,7 @@ from maskaug.envs.manifest import (
     write_example,
     write_hip_example,
 )
+from maskaug.envs.mura import write_example as write_mura
 
 # ---- pictures and regions --------------------------------------------------------------------------------------------
 
@@ -294,3 +296,31 @@ def test_a_list_that_was_mended_is_read_again_in_the_same_process(tmp_path: Path
     assert load_dataset("manifest", root=root, split="all", image_size=SIZE) is before
     (root / "manifest.csv").write_text("\n".join(lines[:-1]) + "\n")
     assert len(load_dataset("manifest", root=root, split="all", image_size=SIZE)) == len(before) - 1
+
+
+def test_a_list_one_folder_further_down_and_links_to_nowhere(tmp_path: Path) -> None:
+    root = write_mura(tmp_path, 24, side=(40, 48))
+    (tmp_path / "nowhere.csv").symlink_to(tmp_path / "gone")
+    (root / "nowhere.npz").symlink_to(tmp_path / "gone")
+
+    def images() -> int:
+        return len(load_dataset("mura", root=tmp_path, split="all", image_size=SIZE))
+
+    before = images()
+    for name in ("train_image_paths.csv", "train_labeled_studies.csv"):
+        lines = (root / name).read_text().splitlines()
+        keep = [line for line in lines if "patient00001/" not in line]
+        assert len(keep) < len(lines)
+        (root / name).write_text("\n".join(keep) + "\n")
+    assert images() < before
+
+
+def test_a_folder_that_cannot_be_looked_through_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_example(tmp_path)
+
+    def refused(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(DatasetError, match=r"manifest cannot be looked through .Permission denied.; make it readable"):
+        load_dataset("manifest", root=root, split="all", image_size=SIZE)

@@ -17,6 +17,7 @@ from PIL import Image
 
 import maskaug  # noqa: F401 (registers the ids)
 from maskaug.envs import datasets, mura
+from maskaug.envs.checking import check_dataset
 from maskaug.envs.datasets import SPLITS, ImageDataset, find_root, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.images import Reading, read_grey, resize
@@ -253,12 +254,58 @@ def test_rows_that_are_there_twice_and_lists_that_differ_are_noted(root: Path) -
     rewrite(root / "train_image_paths.csv", lambda lines: [*lines, lines[3], lines[0], lines[0]])
     assert notes(root) == {"train_image_paths.csv": "3 of its rows are there more than once; each counts once"}
     assert load(root).digest == whole
-    study = load(root).study_names[0]
-    rewrite(root / "train_image_paths.csv", lambda lines: [line for line in lines if study not in line])
+    # Nothing is lost where the images' list has more.
     rewrite(root / "valid_labeled_studies.csv", lambda lines: lines[1:])
-    told = notes(root)
-    assert told["train_labeled_studies.csv"] == f"1 studies are not in train_image_paths.csv: {study}"
-    assert told["valid_image_paths.csv"].startswith("1 studies are not in valid_labeled_studies.csv: valid/XR_")
+    told = notes(root)["valid_image_paths.csv"]
+    assert told.startswith("1 studies are not in valid_labeled_studies.csv (valid/XR_")
+    assert load(root).digest == whole
+
+
+def test_a_list_of_images_that_was_cut_off_warns(root: Path) -> None:
+    whole = load(root)
+    rewrite(root / "train_image_paths.csv", lambda lines: lines[:20])
+    lost = len(whole.study_names) - len({entry.study for entry in list_mura(root).entries})
+    assert lost > 3
+    words = rf"train_labeled_studies.csv: {lost} studies are not in train_image_paths.csv \(train/.*…\), so that"
+    with pytest.warns(UserWarning, match=words):
+        assert len(load(root)) < len(whole)
+    (warning,) = [problem for problem in list_mura(root).problems if problem.severity == "warning"]
+    assert (warning.kind, Path(warning.where).name) == ("study", "train_labeled_studies.csv")
+    report = check_dataset("mura", root)
+    assert ("warning", "study") in {(finding.severity, finding.kind) for finding in report.findings}
+    # A body part that is not there is told as ever.
+    for name in ("train_image_paths.csv", "train_labeled_studies.csv"):
+        rewrite(root / name, lambda lines: [line for line in lines if "XR_HAND" not in line])
+    for file in root.glob("valid*.csv"):
+        rewrite(file, lambda lines: [line for line in lines if "XR_HAND" not in line])
+    with pytest.raises(DatasetError, match="holds no images of hand; it has elbow"):
+        list_mura(root, body_part="hand")
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "path\n"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_list_without_rows_is_an_error(root: Path, text: str, alone: bool) -> None:
+    whole = load(root)
+    (root / "train_image_paths.csv").write_text(text)
+    if alone:
+        (root / "train_labeled_studies.csv").unlink()
+    with pytest.raises(DatasetError, match=r"train_image_paths.csv: it lists no images; .*or remove it: what no list"):
+        load(root)
+    assert not check_dataset("mura", root).ok
+    (root / "train_image_paths.csv").unlink()
+    assert load(root).digest == whole.digest
+    (root / "train_labeled_studies.csv").write_text(text and "study,label")
+    with pytest.raises(DatasetError, match=r"train_labeled_studies.csv: it lists no studies"):
+        load(root)
+
+
+@pytest.mark.parametrize("row", ["a,b,c", "path,", "image1.png", "study1_positive"])
+def test_a_first_row_that_names_no_column_is_a_wrong_row(root: Path, row: str) -> None:
+    rewrite(root / "train_image_paths.csv", lambda lines: [row, *lines])
+    with pytest.raises(DatasetError, match=r"train_image_paths.csv, row 1: "):
+        load(root)
+    rewrite(root / "train_image_paths.csv", lambda lines: ["0", *lines[1:]])
+    assert len(load(root)) == N
 
 
 def test_what_was_published_and_is_not_there_is_noted(root: Path) -> None:
