@@ -16,7 +16,8 @@ from maskaug.envs.checking import check_dataset
 from maskaug.envs.crops import choose_crops
 from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
-from maskaug.envs.images import Reading, fit_region, read_fitted, read_grey, read_mask, resize
+from maskaug.envs.fitting import fit_plane
+from maskaug.envs.images import Reading, fit_region, read_grey, read_mask, resize
 from maskaug.envs.near_duplicates import near_duplicates
 
 
@@ -353,20 +354,22 @@ def test_how_pictures_are_read_is_passed_on(root: Path, monkeypatch: pytest.Monk
     with pytest.raises(ConfigurationError, match=r"crops .* are square"):
         load(root, task="presence", fit="crop")
     asked: list[Reading] = []
+    fits: list[tuple[str, int]] = []
 
-    def fitted(path: Any, reading: Reading) -> Any:
-        asked.append(reading)
-        return read_fitted(path, Reading(reading.size))
+    def fitted(image: Any, fit: str, size: int) -> Any:
+        fits.append((fit, size))
+        return fit_plane(image, "stretch", size)
 
     def region(mask: Any, reading: Reading) -> Any:
         asked.append(reading)
         return np.flip(fit_region(mask, Reading(reading.size)), axis=1)
 
     plain = load(root, variant="raw")
-    monkeypatch.setattr(busi, "read_fitted", fitted)
+    monkeypatch.setattr(busi, "fit_plane", fitted)
     monkeypatch.setattr(busi, "fit_region", region)
     data = load(root, variant="raw", fit="crop", max_pixels=10**6, workers=1)
     assert set(asked) == {Reading(48, fit="crop", max_pixels=10**6)}
+    assert fits == [("crop", 48)] * len(data)
     assert data.regions is not None
     assert plain.regions is not None
     # Regions go where the picture goes, and who shows the same does not depend on it.
