@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from maskaug.envs.defaults import default_image_size
 from maskaug.envs.errors import ConfigurationError, DatasetError
+from maskaug.envs.folders import permitted
 from maskaug.envs.rows import ImageArray, RegionArray, Rows, blocks
 from maskaug.envs.splits import crossing_groups, deal_groups
 
@@ -440,18 +441,19 @@ def _lists(root: Path | None, spec: DatasetSpec, manifest: object) -> tuple[tupl
     if root is None:
         return ()
     found = []
-    for folder in {root, root / spec.folder}:
-        if not folder.is_dir():
-            continue
-        try:
-            names = [name for name in os.listdir(folder) if name.lower().endswith((".csv", ".npz")) or name == manifest]
-        except OSError as error:
-            raise DatasetError(f"{folder} cannot be looked through ({error.strerror}); make it readable") from error
-        for name in names:
-            # What cannot be looked at, a link to nowhere for example, is the reader's to tell of.
-            with contextlib.suppress(OSError):
-                stat = os.stat(folder / name)
-                found.append((os.path.join(folder, name), stat.st_mtime_ns, stat.st_size))
+    with permitted(root):
+        folders = [folder for folder in dict.fromkeys((root, root / spec.folder)) if folder.is_dir()]
+        names = [
+            os.path.join(folder, name)
+            for folder in folders
+            for name in os.listdir(folder)
+            if name.lower().endswith((".csv", ".npz")) or name == manifest
+        ]
+    for name in names:
+        # What cannot be looked at, a link to nowhere for example, is the reader's to tell of.
+        with contextlib.suppress(OSError):
+            stat = os.stat(name)
+            found.append((name, stat.st_mtime_ns, stat.st_size))
     return tuple(sorted(found))
 
 
@@ -463,7 +465,7 @@ def read_dataset(
     assert reader is not None
     module, function = reader.split(":")
     loader: Callable[..., ImageDataset] = getattr(importlib.import_module(module), function)
-    with _seldom_collected():
+    with permitted(root), _seldom_collected():
         return loader(root, image_size=image_size, channels=channels, seed=seed, **options)
 
 

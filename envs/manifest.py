@@ -37,6 +37,7 @@ from typing import Any
 from maskaug.envs.confinement import confined
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
+from maskaug.envs.folders import permitted
 from maskaug.envs.images import MAX_PIXELS, Reading
 from maskaug.envs.listing import Listing
 from maskaug.envs.loading import load_listing
@@ -185,7 +186,8 @@ def _list(dataset: str, root: Path, manifest: str, classes: Classes | None) -> L
     path,label,patient,split
     images/0001.png,{classes.names[0] if classes else "normal"},P1,train
   {root}/images/0001.png, …"""
-    file = _file(root, manifest, tree)
+    with permitted(root):
+        file = _file(root, manifest, tree)
     entries, class_names, problems = list_entries(root, file, manifest, classes)
     if not entries and not problems:
         raise DatasetError(f"{root / manifest} lists no pictures; {tree}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import fnmatch
 import itertools
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def items_of(folder: Path, part: str, problems: list[Problem]) -> set[Item]:
     """
     lists = lists_of(folder, part)
     if not lists:
-        return set(_walk(folder, (folder / part).glob("XR_*/patient*/study*/*"), problems))
+        return set(_walk(folder, _below([folder / part], ("XR_*", "patient*", "study*", "*")), problems))
     items: set[Item] = set()
     studies: dict[Path, set[str]] = {}
     for file in lists:
@@ -94,7 +96,7 @@ def items_of(folder: Path, part: str, problems: list[Problem]) -> set[Item]:
             items.update(rows)
         elif len(lists) == 1:
             for item in rows:
-                items.update(_walk(folder, (folder / item.study).glob("*"), problems) or [item])
+                items.update(_walk(folder, _below([folder / item.study], ("*",)), problems) or [item])
     for file, other in itertools.permutations(lists, 2):
         if alone := sorted(studies[file] - studies[other]):
             decides = other == lists[0]
@@ -144,6 +146,15 @@ def _listed(row: list[str], part: str, images: bool) -> Item | str | None:
     if images and not item.path.lower().endswith(_SUFFIXES):
         return f"{row[0]!r} is no image ({', '.join(_SUFFIXES)})"
     return item
+
+
+def _below(folders: Iterable[Path], patterns: Sequence[str]) -> Iterator[Path]:
+    # Not Path.glob: that leaves out, without a word, what may not be looked at.
+    for folder in folders:
+        if folder.is_dir():
+            names = sorted(fnmatch.filter(os.listdir(folder), patterns[0]))
+            found = (folder / name for name in names)
+            yield from _below(found, patterns[1:]) if patterns[1:] else found
 
 
 def _walk(folder: Path, paths: Iterable[Path], problems: list[Problem]) -> list[Item]:

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskaug.envs import busi
 from maskaug.envs.busi import list_busi, load_busi, write_example
 from maskaug.envs.busi_files import CLASSES
 from maskaug.envs.checking import check_dataset
 from maskaug.envs.crops import choose_crops
 from maskaug.envs.datasets import ImageDataset, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
-from maskaug.envs.images import Reading, fit_region, read_fitted, read_grey, read_mask, resize
+from maskaug.envs.fitting import fit_plane
+from maskaug.envs.images import Reading, fit_region, read_grey, read_mask, resize
 from maskaug.envs.near_duplicates import near_duplicates
 
 
@@ -351,19 +353,28 @@ def test_how_pictures_are_read_is_passed_on(root: Path, monkeypatch: pytest.Monk
             load(root, task=task, max_pixels=9000)
     with pytest.raises(ConfigurationError, match=r"crops .* are square"):
         load(root, task="presence", fit="crop")
+    asked: list[Reading] = []
+    fits: list[tuple[str, int]] = []
+
+    def fitted(image: Any, fit: str, size: int) -> Any:
+        fits.append((fit, size))
+        return fit_plane(image, "stretch", size)
+
+    def region(mask: Any, reading: Reading) -> Any:
+        asked.append(reading)
+        return np.flip(fit_region(mask, Reading(reading.size)), axis=1)
+
     plain = load(root, variant="raw")
-    for fit in ("crop", "letterbox"):
-        data = load(root, variant="raw", fit=fit, workers=1)
-        assert data.regions is not None
-        path = root / "malignant" / "malignant (2).png"
-        i = data.names.index(path.name)
-        image, _ = read_fitted(path, Reading(48, fit=fit))
-        assert not np.array_equal(plain.images[i], image)
-        np.testing.assert_array_equal(data.images[i], image)
-        # Regions go where the picture goes, and who shows the same does not depend on it.
-        mask = read_mask(path.with_name("malignant (2)_mask.png"))
-        np.testing.assert_array_equal(data.regions[i], fit_region(mask, Reading(48, fit=fit)))
-        np.testing.assert_array_equal(data.groups, plain.groups)
+    monkeypatch.setattr(busi, "fit_plane", fitted)
+    monkeypatch.setattr(busi, "fit_region", region)
+    data = load(root, variant="raw", fit="crop", max_pixels=10**6, workers=1)
+    assert set(asked) == {Reading(48, fit="crop", max_pixels=10**6)}
+    assert fits == [("crop", 48)] * len(data)
+    assert data.regions is not None
+    assert plain.regions is not None
+    # Regions go where the picture goes, and who shows the same does not depend on it.
+    np.testing.assert_array_equal(data.regions, plain.regions[:, :, ::-1])
+    np.testing.assert_array_equal(data.groups, plain.groups)
 
 
 def test_a_lesion_in_a_normal_image_is_an_error(root: Path) -> None:
