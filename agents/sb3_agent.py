@@ -56,7 +56,7 @@ class SB3Settings:
         exploration_initial_eps: share of random actions at the beginning (DQN, QR-DQN).
         exploration_final_eps: and at the end (DQN, QR-DQN).
         exploration_fraction: share of the run in which it falls (DQN, QR-DQN).
-        width: channels of the network's first stage, a multiple of 8.
+        width: channels of the network's first stage, a multiple of 8; the algorithm's.
         grid: cells along each side of the network's map, for pixels and boxes, which are read from it; the
             environment's grid. Grids and patches have theirs.
     """
@@ -77,7 +77,7 @@ class SB3Settings:
     exploration_initial_eps: float | None = None
     exploration_final_eps: float | None = None
     exploration_fraction: float | None = None
-    width: int = 16
+    width: int | None = None
     grid: int | None = None
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class SB3Settings:
         for name in ("learning_rate", "clip_range", "target_kl", "exploration_fraction"):
             if getattr(self, name) == 0:
                 raise ConfigurationError(f"{name}=0 must be above 0")
-        if self.width % 8:
+        if (self.width or 0) % 8:
             raise ConfigurationError(f"width={self.width} must be a multiple of 8")
 
     def given(self) -> dict[str, Any]:
@@ -133,7 +133,8 @@ class SB3Agent(Agent):
         **settings: Any,
     ) -> None:
         super().__init__(env, settings, seed, device)
-        spec, algorithm, width = self.spec, self.settings.algorithm, self.settings.width
+        spec, algorithm = self.spec, self.settings.algorithm
+        width = self.settings.width or sb3_defaults.find(algorithm).width
         sb3_defaults.defaults_for(algorithm, self.kind)
         own = spec.grid if self.env is None else self.env.game.rule.grid
         grid = self.settings.grid or own
@@ -158,7 +159,7 @@ class SB3Agent(Agent):
         given = self.settings.given()
         game = self.env.game
         resolved = sb3_defaults.resolve(algorithm, self.kind, self.env.num_envs, game.steps, given)
-        self.settings = dataclasses.replace(self.settings, grid=grid, **resolved)
+        self.settings = dataclasses.replace(self.settings, width=width, grid=grid, **resolved)
         chosen = sb3_defaults.keywords(algorithm, self.env, width, grid, **given)
         with self._draws:
             self.algorithm = sb3_defaults.load_class(algorithm)(

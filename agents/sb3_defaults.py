@@ -41,6 +41,8 @@ class Algorithm:
         fixed: keywords that nobody chooses.
         policy_keywords: those of its policy.
         feature_keywords: those of its `CellFeatures`.
+        width: channels of its network's first stage. PPO learns as well with half of them (.81 against .82), and
+            collects its masks half as fast again.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Algorithm:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     policy_keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     feature_keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    width: int = 16
 
 
 _OURS, _CONTRIB = "maskaug.agents.sb3_policies", "maskaug.agents.sb3_contrib_policies"
@@ -57,7 +60,7 @@ _ACTOR = {"ortho_init": False}
 # No episode here is cut short, so that what SB3 warns of cannot happen.
 _REPLAY = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
 ALGORITHMS: dict[str, Algorithm] = {
-    "ppo": Algorithm("PPO", "stable_baselines3", f"{_OURS}:CellPolicy", {}, _ACTOR),
+    "ppo": Algorithm("PPO", "stable_baselines3", f"{_OURS}:CellPolicy", {}, _ACTOR, width=8),
     "a2c": Algorithm(
         "A2C", "stable_baselines3", f"{_OURS}:CellPolicy", {"use_rms_prop": False, "normalize_advantage": True}, _ACTOR
     ),
@@ -97,7 +100,9 @@ _SAC = {**_OFF_POLICY, "learning_rate": 1e-3, "train_freq": 1, "gradient_steps":
 #: (algorithm, kind of action) → num_envs, and the settings that the algorithm has, with their defaults.
 DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "patch"): _PPO,
-    ("ppo", "grid"): _PPO,
+    # A mask of cells has many parts that are right or wrong together: several passes over a rollout, as patches like
+    # them, follow its noise (a frozen classifier, 20 000 masks, validation: .45 of the region kept, against .83).
+    ("ppo", "grid"): {**_PPO, "n_steps": 8, "n_epochs": 1},
     ("ppo", "pixel"): _PIXEL,
     ("ppo", "box"): _PPO,
     ("a2c", "patch"): _A2C,
@@ -184,7 +189,9 @@ def _critic() -> dict[str, list[int]]:
     return {"pi": [], "qf": [64, 64]}
 
 
-def keywords(algorithm: str, env: Any, width: int = 16, grid: int | None = None, **settings: Any) -> dict[str, Any]:
+def keywords(
+    algorithm: str, env: Any, width: int | None = None, grid: int | None = None, **settings: Any
+) -> dict[str, Any]:
     """All keywords of an algorithm's class for `env`, for those who use Stable-Baselines3 themselves.
 
     ``PPO(env=as_vec_env(env), **keywords("ppo", env))``. An `SB3Agent` does no more than that.
@@ -192,7 +199,7 @@ def keywords(algorithm: str, env: Any, width: int = 16, grid: int | None = None,
     Args:
         algorithm: a key of `ALGORITHMS`.
         env: a native vector environment, for its kind of action, its grid, its number of slots and of steps.
-        width: channels of the network's first stage.
+        width: channels of the network's first stage; None takes the algorithm's.
         grid: cells along each side of its map; None takes the environment's.
         settings: any of the row's, in place of the table's; and gamma.
     """
@@ -200,7 +207,7 @@ def keywords(algorithm: str, env: Any, width: int = 16, grid: int | None = None,
     rule = inner.game.rule
     row = find(algorithm)
     chosen = resolve(algorithm, rule.kind, inner.num_envs, inner.game.steps, settings)
-    made = policy_keywords(algorithm, rule.kind, grid or rule.grid, rule.patch_cells, rule.area, width)
+    made = policy_keywords(algorithm, rule.kind, grid or rule.grid, rule.patch_cells, rule.area, width or row.width)
     return {"policy": policy_of(algorithm), "policy_kwargs": made, **row.fixed, **chosen}
 
 

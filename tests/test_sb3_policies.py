@@ -209,7 +209,7 @@ def hits(agent: SB3Agent) -> float:
     return float((chosen == corners_of(held_out)).mean())
 
 
-LENGTHS = {"ppo": 2048, "a2c": 3072, "dqn": 1024, "qrdqn": 1024, "maskableppo": 2048, "recurrentppo": 2048}
+LENGTHS = {"ppo": 4096, "a2c": 3072, "dqn": 1024, "qrdqn": 1024, "maskableppo": 2048, "recurrentppo": 2048}
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qrdqn", "maskableppo", "recurrentppo")]
