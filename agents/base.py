@@ -16,7 +16,8 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
 from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
-from maskaug.envs.environment import MaskEnv, MaskVectorEnv
+from maskaug.agents.unwrapping import vector_env_of
+from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import resolve_device
 from maskaug.envs.masking import box_to_mask, cells_for_area, patch_scores, patch_to_cells, top_cells
@@ -76,8 +77,8 @@ class Agent(ABC):
     """What training, evaluation and `load_masker` need of an agent, whoever wrote its algorithm.
 
     Args:
-        env: a `MaskVectorEnv` or `MaskEnv` with one of `action_kinds`, wrapped or not; or a `GridSpec`, for an agent
-            that only predicts.
+        env: a `MaskVectorEnv` or `MaskEnv` with one of `action_kinds`, perhaps inside wrappers that only record or
+            show; or a `GridSpec`, for an agent that only predicts.
         settings: fields of `Settings`.
         seed: of the first weights, of the agent's draws, and of the environment's first reset.
         device: "auto", "cpu", "cuda", …: where the policy lives.
@@ -297,19 +298,6 @@ def kind_of(state: Mapping[str, Any]) -> str | None:
     about = state.get("about") if isinstance(state, Mapping) else None
     name = about.get("agent") if isinstance(about, Mapping) else None
     return name if isinstance(name, str) else None
-
-
-def vector_env_of(env: Any) -> MaskVectorEnv:
-    """The batched environment behind `env`, a `MaskVectorEnv` or `MaskEnv`, wrapped or not."""
-    inner = env.unwrapped if hasattr(env, "unwrapped") else env
-    if isinstance(inner, MaskEnv):
-        return MaskVectorEnv.over(inner.game)
-    if not isinstance(inner, MaskVectorEnv):
-        raise ConfigurationError(
-            f"this agent learns on MaskAug's own environments, got {type(inner).__name__}; make one with "
-            "gym.make_vec('MaskAug-…-v0', num_envs=N)"
-        )
-    return inner
 
 
 def spec_of(env: MaskVectorEnv, kinds: tuple[str, ...], steps: bool = False) -> GridSpec:

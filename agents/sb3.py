@@ -44,6 +44,15 @@ class MaskVecEnv(VecEnv):
         self._reset_options()
         return observation  # type: ignore[no-any-return]
 
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+        """Nothing, of nothing: these environments have no options that an SB3 reset of all slots could use."""
+        if any(options) if isinstance(options, list) else options:
+            raise ConfigurationError(
+                f"options={options!r} would do nothing: all slots are reset together here; give keywords to "
+                "gym.make_vec, or reset single slots of the native environment by options={'reset_mask': …}"
+            )
+        super().set_options(options)
+
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Keep the actions for `step_wait`."""
         self._actions = actions
@@ -134,7 +143,7 @@ def as_vec_env(env: gym.vector.VectorEnv[Any, Any, Any]) -> MaskVecEnv:
         env: from `gym.make_vec("MaskAug-…-v0", num_envs=N)`, or that inside vector wrappers that leave its spaces as
             they are, for example `RecordEpisodeStatistics` or one that changes rewards.
     """
-    inner = env.unwrapped
+    inner = getattr(env, "unwrapped", env)
     if not isinstance(inner, MaskVectorEnv):
         raise ConfigurationError(
             f"as_vec_env takes MaskAug's native vector environments, got {type(inner).__name__}; make one with "

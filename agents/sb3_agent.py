@@ -40,7 +40,8 @@ class SB3Settings:
     an error that names those it has.
 
     Attributes:
-        algorithm: ppo, a2c, dqn, sac; of sb3-contrib trpo, qrdqn, maskableppo, recurrentppo.
+        algorithm: ppo, a2c, dqn, sac; of sb3-contrib trpo, qrdqn, maskableppo (or maskable-ppo), recurrentppo (or
+            recurrent-ppo).
         learning_rate: of the optimiser.
         gamma: the discount; 0 where an episode is one mask, and 1 with `steps`.
         n_steps: steps of all environments in a rollout (on-policy).
@@ -81,7 +82,7 @@ class SB3Settings:
     grid: int | None = None
 
     def __post_init__(self) -> None:
-        sb3_defaults.find(self.algorithm)
+        object.__setattr__(self, "algorithm", sb3_defaults.named(self.algorithm))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is None or field.name == "algorithm":
@@ -193,7 +194,7 @@ class SB3Agent(Agent):
         env = self._playable(total_timesteps)
         if self.algorithm._last_obs is not None:
             # Somebody may have played on since, an evaluation for example.
-            self.algorithm._last_obs = env.observe()
+            self.algorithm._last_obs, self.algorithm._last_episode_starts = env.observe(), env.game.begun
         with tqdm(total=total_timesteps, disable=not progress_bar, unit="mask", leave=False) as bar:
             watch = _Watch(self, callback, bar)
             try:

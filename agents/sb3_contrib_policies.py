@@ -11,7 +11,7 @@ from sb3_contrib.qrdqn.policies import QRDQNPolicy, QuantileNetwork
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
-from maskaug.agents.sb3_policies import read_out
+from maskaug.agents.sb3_policies import action_output, read_out
 
 
 class CellMaskablePolicy(MaskableActorCriticPolicy):
@@ -27,10 +27,7 @@ class CellMaskablePolicy(MaskableActorCriticPolicy):
 
     def values(self, observation: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → the action's logits, (N, A)."""
-        features = self.extract_features(observation, self.pi_features_extractor)
-        assert isinstance(self.mlp_extractor, MlpExtractor)
-        assert isinstance(features, Tensor)
-        logits: Tensor = self.action_net(self.mlp_extractor.forward_actor(features))
+        logits = action_output(self, observation)
         if not self._pairs:
             return logits
         pairs = logits.reshape(len(logits), -1, 2)

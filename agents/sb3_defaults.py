@@ -24,9 +24,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from maskaug.agents.base import vector_env_of
+from maskaug.agents.sb3 import MaskVecEnv
 from maskaug.agents.sb3_policies import CellFeatures
-from maskaug.envs.environment import MaskVectorEnv
+from maskaug.agents.unwrapping import native_env_of
 from maskaug.envs.errors import ConfigurationError
 
 
@@ -126,6 +126,17 @@ DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
+#: names of `maskaug train` that are accepted wherever an algorithm is named.
+SPELLINGS = {"maskable-ppo": "maskableppo", "recurrent-ppo": "recurrentppo"}
+
+
+def named(algorithm: str) -> str:
+    """The key of `ALGORITHMS`, of either spelling, or an error that lists them."""
+    key = SPELLINGS.get(algorithm, algorithm)
+    find(key)
+    return key
+
+
 def find(algorithm: str) -> Algorithm:
     """The row of `ALGORITHMS`, or an error that lists them."""
     if algorithm not in ALGORITHMS:
@@ -197,13 +208,16 @@ def keywords(
     ``PPO(env=as_vec_env(env), **keywords("ppo", env))``. An `SB3Agent` does no more than that.
 
     Args:
-        algorithm: a key of `ALGORITHMS`.
-        env: a native vector environment, for its kind of action, its grid, its number of slots and of steps.
+        algorithm: a key of `ALGORITHMS` or of `SPELLINGS`.
+        env: a native vector environment, or what `as_vec_env` made of it, wrapped or not: for its kind of action, its
+            grid, its number of slots and of steps.
         width: channels of the network's first stage; None takes the algorithm's.
         grid: cells along each side of its map; None takes the environment's.
         settings: any of the row's, in place of the table's; and gamma.
     """
-    inner: MaskVectorEnv = vector_env_of(env)
+    algorithm = named(algorithm)
+    innermost = getattr(env, "unwrapped", env)
+    inner = innermost.inner if isinstance(innermost, MaskVecEnv) else native_env_of(env)
     rule = inner.game.rule
     row = find(algorithm)
     chosen = resolve(algorithm, rule.kind, inner.num_envs, inner.game.steps, settings)

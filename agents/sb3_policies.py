@@ -15,7 +15,7 @@ import gymnasium as gym
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, ContinuousCritic
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
@@ -126,6 +126,13 @@ def _as_identity(layer: nn.Linear, count: int | None = None, copies: str = "one"
         nn.init.zeros_(layer.bias)
 
 
+def action_output(policy: Any, observation: Tensor) -> Tensor:
+    """What the actor of an actor-critic policy, SB3's or sb3-contrib's, computes: (N, C, H, W) uint8 → (N, outputs)."""
+    features = policy.extract_features(observation, policy.pi_features_extractor)
+    result: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(features))
+    return result
+
+
 class CellPolicy(ActorCriticPolicy):
     """PPO's, A2C's and TRPO's policy: the action's logits, or its mean, begin as the features themselves."""
 
@@ -136,11 +143,7 @@ class CellPolicy(ActorCriticPolicy):
 
     def values(self, observation: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → the action's logits, or its mean, (N, A)."""
-        features = self.extract_features(observation, self.pi_features_extractor)
-        assert isinstance(self.mlp_extractor, MlpExtractor)
-        assert isinstance(features, Tensor)
-        result: Tensor = self.action_net(self.mlp_extractor.forward_actor(features))
-        return result
+        return action_output(self, observation)
 
 
 class CellQNetwork(QNetwork):

@@ -12,7 +12,7 @@ import torch
 from maskaug.agents.base import GridSpec
 from maskaug.agents.checkpoint import CheckpointError
 from maskaug.agents.sb3_agent import SB3Agent
-from maskaug.agents.sb3_defaults import find, load_class, policy_of
+from maskaug.agents.sb3_defaults import find, load_class, named, policy_of
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import cells_for_area
 
@@ -29,7 +29,7 @@ def load_sb3_zip(
 
     Args:
         path: the zip file.
-        algorithm: whose it is, a key of `ALGORITHMS`.
+        algorithm: whose it is, a key of `ALGORITHMS` or of `SPELLINGS`.
         env: to go on learning in; None: it only predicts.
         trust: the file was written by somebody you trust. It holds pickled Python objects, and reading these runs
             whatever code its author has put there.
@@ -40,6 +40,7 @@ def load_sb3_zip(
         CheckpointError: the file is missing, broken, or holds another algorithm's or somebody else's policy, whose
             weights have no place in ours; SB3's own `load` reads these.
     """
+    algorithm = named(algorithm)
     title = find(algorithm).title
     if not trust:
         raise ConfigurationError(

@@ -271,6 +271,8 @@ class MaskGame:
         if not compile:
             memory.check(self.judging.demands, self.device)
         taken = {"index", "try", "label", "step", "reward", "price", "final_obs", "final_info", *self.judging.blank()}
+        # Those of the other kind of judge, of Gymnasium's and Stable-Baselines3's statistics, and of its ends.
+        taken |= {"cell_error", "episode", "terminal_observation"}
         #: what the user adds to the reward.
         self.own_terms = RewardTerms(reward_terms, {*taken, "area"})
         self._labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
@@ -471,6 +473,11 @@ class MaskGame:
     def _where(self, scene: Scene) -> dict[str, npt.NDArray[np.int64]]:
         where = {"index": scene.index.copy(), "try": self._try.copy(), "label": scene.labels.copy()}
         return {**where, "step": self._step.copy()} if self.steps > 1 else where
+
+    @property
+    def begun(self) -> npt.NDArray[np.bool_]:
+        """Which slots' episodes have no mask yet, (N,); a copy."""
+        return np.equal(self._step, 0)
 
     def blank(self) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, Tensor]]:
         """(where, terms) of slots whose mask is not chosen yet: the keys of `Outcome`, area 0 and every term 0."""

@@ -128,16 +128,17 @@ def save_animation(frames: Sequence[Picture], path: str | os.PathLike[str], fps:
     Args:
         frames: (h, w, 3) uint8 each, of one size: what `render()` returns, or `gymnasium.wrappers.RenderCollection`
             has collected. Of a vector environment take one slot's, `render()[slot]`.
-        path: the file, *.gif.
-        fps: frames a second, at most 50; viewers slow faster ones down. Environments have `metadata["render_fps"]`.
+        path: the file, *.gif; its folder is made where there is none.
+        fps: frames a second, 0.01 to 50: viewers slow faster ones down, and a GIF's waits are short.
+            Environments have `metadata["render_fps"]`.
 
     Raises:
         ConfigurationError: no frames, frames that are not pictures of one size, another kind of file, a wrong rate.
     """
     if Path(path).suffix.lower() != ".gif":
         raise ConfigurationError(f"path={os.fspath(path)!r} must end in .gif; for other formats use RecordVideo")
-    if not (is_number(fps) and 0 < fps <= 50):
-        raise ConfigurationError(f"fps={fps!r} must be a number above 0 and up to 50")
+    if not (is_number(fps) and 0.01 <= fps <= 50):
+        raise ConfigurationError(f"fps={fps!r} must be a number from 0.01 to 50")
     if len(frames) == 0:
         raise ConfigurationError("there are no frames to write; make the environment with render_mode='rgb_array'")
     for frame in frames:
@@ -156,6 +157,7 @@ def save_animation(frames: Sequence[Picture], path: str | os.PathLike[str], fps:
     first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     # GIF counts hundredths of a second.
     duration = 10 * round(100 / fps)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     first.save(path, format="GIF", save_all=True, append_images=others, duration=duration, loop=0, optimize=False)
 
 

@@ -86,7 +86,7 @@ def export(
     Args:
         model: the zip file, of a model with this package's policies.
         out: the .safetensors file to write.
-        algorithm: whose it is: ppo, a2c, dqn, sac, trpo, qrdqn, maskableppo or recurrentppo.
+        algorithm: whose it is: ppo, a2c, dqn, sac, trpo, qrdqn, maskable-ppo or recurrent-ppo.
         trust: read it although that runs whatever code its author has put there; only for files of people you trust.
     """
     from maskaug.agents.sb3_zip import load_sb3_zip

@@ -96,13 +96,15 @@ def registries() -> Iterator[None]:
 
 
 def test_an_own_dataset_judge_term_and_algorithm(
-    registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     names = run_page("bring_your_own.md")
     assert names["observations"].shape == (4, 1, 40, 40)
     assert not names["observations"][..., :4, :4].any()
+    # The loader says what its files are, and the page prints it; arrays in memory are the user's.
+    assert re.search(r"^squares \d+ Discrete\(16\)$", capsys.readouterr().out, re.MULTILINE)
     assert names["envs"].unwrapped.dataset.source == "user"
     # The judge tells the classes apart, the term is what it says, and the algorithm beats chance on other images.
     assert (names["terms"]["centred"] < 0).all()
@@ -126,7 +128,7 @@ def test_the_registered_data_set_has_a_stand_in_and_refuses_what_it_does_not_kno
 
 
 def test_what_other_libraries_need_is_python_at_least() -> None:
-    """Their versions cannot be installed beside ours, so the page says that no test runs it; this one reads it."""
+    """Neither is among our tests' dependencies, so no test runs the page, as it says; this one reads it."""
     tianshou, rllib = blocks("other_libraries.md")
     for code in (tianshou, rllib):
         names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}

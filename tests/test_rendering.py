@@ -197,15 +197,15 @@ def frames_of(count: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]
     return [frame for frame in shown if frame is not None]
 
 
-@pytest.mark.parametrize(("fps", "milliseconds"), [(2, 500), (10, 100), (50, 20)])
+@pytest.mark.parametrize(("fps", "milliseconds"), [(2, 500), (10, 100), (50, 20), (0.01, 100_000)])
 def test_an_animation_shows_its_frames_one_after_the_other_again_and_again(
     fps: float, milliseconds: int, tmp_path: Path
 ) -> None:
     frames = frames_of(6)
     before = [frame.copy() for frame in frames]
-    save_animation(frames, tmp_path / "masks.gif", fps)
+    save_animation(frames, tmp_path / "new" / "folder" / "masks.gif", fps)
     np.testing.assert_array_equal(before, frames)
-    with Image.open(tmp_path / "masks.gif") as gif:
+    with Image.open(tmp_path / "new" / "folder" / "masks.gif") as gif:
         assert gif.n_frames == 6  # type: ignore[attr-defined]
         for i, frame in enumerate(frames):
             gif.seek(i)
@@ -234,6 +234,7 @@ def test_an_animation_is_a_gif(tmp_path: Path) -> None:
         ([np.zeros((8, 8, 3), np.float32)], 2, "got float32"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)], 2, "all have one size"),
         ([np.zeros((8, 8, 3), np.uint8)], 0, "fps=0 must be"),
+        ([np.zeros((8, 8, 3), np.uint8)], 0.001, "fps=0.001 must be a number from 0.01 to 50"),
         ([np.zeros((8, 8, 3), np.uint8)], 51, "fps=51 must be"),
         ([np.zeros((8, 8, 3), np.uint8)], True, "fps=True must be"),
     ],

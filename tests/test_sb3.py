@@ -157,6 +157,18 @@ def test_other_environments_are_refused_with_the_cure() -> None:
     sync = gym.make_vec("MaskAug-Synthetic-v0", num_envs=2, vectorization_mode="sync", n=40, image_size=40, grid=5)
     with pytest.raises(ConfigurationError, match="make_vec"):
         as_vec_env(sync)
+    with pytest.raises(ConfigurationError, match="got NoneType; make one with"):
+        as_vec_env(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"bogus": 1}, [{}, {"bogus": 1}, {}]])
+def test_options_that_would_do_nothing_are_refused(options: Any) -> None:
+    env = adapted()
+    with pytest.raises(ConfigurationError, match=r"bogus.* would do nothing: .*reset_mask"):
+        env.set_options(options)
+    env.set_options()
+    env.set_options([{}, {}, {}])
+    env.reset()
 
 
 def test_tensors_and_wrapped_spaces_are_refused_with_the_cure() -> None:

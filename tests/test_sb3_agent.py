@@ -4,15 +4,19 @@ import random
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from env_helpers import same
+from gymnasium.wrappers import TimeLimit, vector
 from marker_game import marker_env, marker_images
 from patch_game import frozen_env, joint_env, square_images
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
+from maskaug.agents.apga import APGA
 from maskaug.agents.base import GridSpec
 from maskaug.agents.checkpoint import CheckpointError
 from maskaug.agents.masker import load_agent, load_masker
@@ -221,6 +225,19 @@ def test_whoever_played_on_meanwhile_is_seen() -> None:
     assert np.array_equal(replay.observations[begun], seen)
 
 
+def test_whoever_ended_episodes_meanwhile_is_heard() -> None:
+    agent = agent_for("recurrentppo", "patch", env=frozen_env(4, 20, steps=3), n_steps=4)
+    agent.learn(16)
+    assert agent.env is not None
+    # After 4 steps the second episode is under way; a reset begins another one in two of the slots.
+    assert not agent.env.game.begun.any()
+    agent.env.reset(options={"reset_mask": np.array([True, False, True, False])})
+    agent.learn(16)
+    # Of each slot, its four steps.
+    starts = agent.algorithm.rollout_buffer.episode_starts.reshape(4, 4)
+    assert starts.tolist() == [[1, 0, 0, 1], [0, 0, 1, 0]] * 2
+
+
 def test_learning_without_an_end_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="total_timesteps=0"):
         agent_for("ppo", "patch").learn(0)
@@ -312,3 +329,46 @@ def test_zips_that_have_no_place_here(tmp_path: Path) -> None:
             load_sb3_zip(tmp_path / name, algorithm, trust=True)
     with pytest.raises(CheckpointError, match="was trained on"):
         load_sb3_zip(tmp_path / "own.zip", "ppo", marker_env(4, 1), trust=True)
+
+
+# ---- wrappers --------------------------------------------------------------------------------------------------------
+
+
+def test_wrappers_that_an_agent_would_drop_are_refused() -> None:
+    clipped: Any = vector.RecordEpisodeStatistics(vector.ClipReward(marker_env(4, 1), -0.001, 0.001))
+    own: Any = OwnStatistics(marker_env(4, 1))
+    with pytest.raises(ConfigurationError, match=r"inside ClipReward, so what that changes would be lost; .*reward_"):
+        SB3Agent(clipped, device="cpu")
+    with pytest.raises(ConfigurationError, match="inside ClipReward"):
+        APGA(clipped, device="cpu")
+    with pytest.raises(ConfigurationError, match="inside OwnStatistics"):
+        SB3Agent(own, device="cpu")
+    made = gym.make("MaskAug-Synthetic-v0", n=40, image_size=40, grid=5)
+    with pytest.raises(ConfigurationError, match="inside TimeLimit"):
+        SB3Agent(TimeLimit(made, 2), device="cpu")
+    many: Any = gym.vector.SyncVectorEnv([lambda: made])
+    with pytest.raises(ConfigurationError, match="got SyncVectorEnv"):
+        SB3Agent(many, device="cpu")
+
+
+class OwnStatistics(vector.RecordEpisodeStatistics):
+    """Whatever a subclass may change."""
+
+
+def test_wrappers_that_change_nothing_are_played_past() -> None:
+    inner = marker_env(4, 1, images=20)
+    agent = agent_for("ppo", "grid", env=vector.RecordEpisodeStatistics(inner))
+    assert agent.env is inner
+    assert same(record(agent, 16), record(agent_for("ppo", "grid"), 16))
+    made = gym.make("MaskAug-Synthetic-v0", n=40, image_size=40, grid=5)
+    assert made is not made.unwrapped
+    assert SB3Agent(made, device="cpu").env is not None
+
+
+def test_keywords_take_the_adapted_environment_too() -> None:
+    env = marker_env(4, 1, action="patch")
+    adapted = as_vec_env(vector.ClipReward(env, -0.001, 0.001))
+    for form in (adapted, VecMonitor(adapted), adapted.env):
+        assert keywords("ppo", form) == keywords("ppo", env)
+    with pytest.raises(ConfigurationError, match="got DummyVecEnv"):
+        keywords("ppo", DummyVecEnv([lambda: gym.make("CartPole-v1")]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from maskaug.benchmarks import sb3_comparison as module
 from maskaug.benchmarks import throughput
@@ -58,11 +59,10 @@ def test_an_arm_as_stable_baselines3_has_it_is_its_own(game: str) -> None:
         "dataset": "synthetic", "n": 40, "image_size": 40, "grid": 5, "action": action, "joint": False,
         "reward_model": judge,
     }  # fmt: skip
-    agent, seconds = learn("a2c_default", keywords, 0, 10)
+    agent, _ = learn("a2c_default", keywords, 0, 10)
     assert isinstance(agent, PlainSB3)
     assert agent.model.n_envs == 1
     assert agent.model.num_timesteps == 10
-    assert seconds > 0
     assert type(agent.model.policy.features_extractor).__name__ == "NatureCNN"
     images = np.array(MaskVectorEnv(1, **keywords).dataset.images[:3])
     assert agent.predict(images, deterministic=True)[0].shape == ((3, 25) if action == "grid" else (3,))
@@ -126,6 +126,33 @@ def test_the_command_line_plays_what_it_was_told(tmp_path: Path, monkeypatch: py
     )  # fmt: skip
 
 
-def test_collecting_is_measured_against_the_bare_judge() -> None:
-    middle, low, high = throughput.collection_ratio(4, 3)
-    assert 0 < low <= middle <= high < 1.5
+def test_collecting_is_measured_against_the_bare_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    sides: list[list[str]] = []
+    rollout, play, judge = OnPolicyAlgorithm.collect_rollouts, MaskVectorEnv.step, make_judge("small", 1, 2, 0)
+    judge.register_forward_hook(lambda _module, images, _logits: calls.append(f"judged {len(images[0])}"))
+
+    def collect_rollouts(self: Any, env: Any, callback: Any, buffer: Any, n_rollout_steps: int) -> bool:
+        calls.append(f"rollout of {n_rollout_steps} steps")
+        return rollout(self, env, callback, buffer, n_rollout_steps)
+
+    def step(self: MaskVectorEnv, actions: Any) -> Any:
+        calls.append(f"step of {len(actions)}")
+        return play(self, actions)
+
+    def ratio(numerator: Any, denominator: Any, rounds: int) -> tuple[float, float, float]:
+        for side in (numerator, denominator):
+            calls.clear()
+            side()
+            sides.append([*calls])
+        return float(rounds), 0.0, 0.0
+
+    monkeypatch.setattr(OnPolicyAlgorithm, "collect_rollouts", collect_rollouts)
+    monkeypatch.setattr(MaskVectorEnv, "step", step)
+    monkeypatch.setattr(throughput, "make_judge", lambda *_: judge)
+    monkeypatch.setattr(throughput, "ratio", ratio)
+    assert throughput.collection_ratio(4, 3) == (3.0, 0.0, 0.0)
+    # Images a second of collecting ÷ those of the judge: the judge's time stands above.
+    bare, collected = sides
+    assert bare == ["judged 4"] * 4
+    assert [call for call in collected if "judged" not in call] == ["rollout of 4 steps", *["step of 4"] * 4]

@@ -93,6 +93,22 @@ def test_a_zip_becomes_a_masker(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*words, "--trust"]) == 2  # nothing is overwritten
 
 
+def test_every_command_names_the_algorithm_to_export_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, (algorithm, _) in COMMANDS.items():
+        assert SB3Settings(algorithm=command) == SB3Settings(algorithm=algorithm)
+    env = gym.make_vec("MaskAug-Synthetic-v0", num_envs=2, n=20, image_size=40, grid=5, action="patch", device="cpu")
+    agent = SB3Agent(env.unwrapped, algorithm="maskable-ppo", device="cpu", n_steps=4)  # type: ignore[arg-type]
+    agent.algorithm.save(tmp_path / "m.zip")
+    for name in ("maskable-ppo", "maskableppo"):
+        out = tmp_path / f"{name}.safetensors"
+        words = ["export", str(tmp_path / "m.zip"), "--out", str(out), "--algorithm", name, "--trust"]
+        assert main(words) == 0
+        assert SB3Agent.load(out, device="cpu").settings.algorithm == "maskableppo"
+    words = ["export", str(tmp_path / "m.zip"), "--out", str(tmp_path / "x.safetensors"), "--algorithm", "mask-ppo"]
+    assert main(words) == 2
+    assert "algorithm='mask-ppo' is unknown" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
