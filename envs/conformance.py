@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import concatenate, create_empty_array, iterate
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from maskaug.envs.conformance_rules import (
     AnyVectorEnv,
     arrays_of,
     check_autoreset,
+    check_boundaries,
     check_flags,
     check_infos,
     check_observation,
@@ -24,6 +25,7 @@ from maskaug.envs.conformance_rules import (
     equal,
     keys_of,
     pair,
+    row_of,
 )
 from maskaug.envs.errors import NonConformance
 
@@ -42,12 +44,14 @@ def check_vector_env(
     What is looked at: spaces, shapes and types; that a seed gives the same again; that nothing handed out is written to
     later, and that writing into it changes nothing; infos, their presence masks, and the same keys in `reset` and
     `step`; what follows the end of an episode in each `AutoresetMode`; partial resets; the seeds' meaning; `close`.
+    In DISABLED a step past an end may do anything: Gymnasium's own environments differ there. That an episode begins
+    without a draw is seen only in NEXT_STEP and DISABLED, where `reset` can be asked what it would have begun.
     The environment is reset, played and at the end closed: make one for it.
 
     Args:
         env: any vector environment that returns NumPy arrays; nothing of MaskAug's own is asked for.
         make: makes another environment like it with so many slots. With it, slot i of a seed s is compared with a
-            single slot of seed s + i.
+            single slot of seed s + i: observations, rewards, infos, final_obs and final_info.
         seed: of the game and of the actions.
         steps: how many to play; more than an episode has, so that an end is seen.
         repeatable: False where rewards depend on more than seeds and actions, as with a judge that learns along; only
@@ -64,15 +68,18 @@ def check_vector_env(
     _same(first, again, "the same seed and actions", repeatable, 0.0)
     scribbled = _Run(env, seed, steps, mode, scribble=True)
     _same(first, scribbled, "a run whose answers were overwritten by the caller", repeatable, 0)
-    if not first.ends:
+    if not np.any(first.ended):
         raise NonConformance(f"no episode ended in {steps} steps: give `steps` more than an episode has")
     if mode == AutoresetMode.SAME_STEP:
-        first.check_boundary(env)
+        check_boundaries(env, first.observations, first.infos, first.ended)
+    else:
+        _begins_anew(env, seed, mode, first, repeatable)
     if mode == AutoresetMode.DISABLED:
-        _partial_reset(env, seed, steps)
+        _partial_reset(env, seed)
     _seeds(env, seed)
     if make is not None:
         _alone(env, make, seed, steps, mode, first, repeatable, rtol)
+    _apart(env, seed, steps, mode, first, repeatable, rtol)
     try:
         env.close()
         env.close()
@@ -84,11 +91,12 @@ class _Run:
     """What a run of random actions gave, copied; every answer is checked as it comes."""
 
     def __init__(
-        self, env: AnyVectorEnv, seed: int, steps: int, mode: AutoresetMode, *, scribble: bool = False,
+        self, env: AnyVectorEnv, seed: Any, steps: int, mode: AutoresetMode, *, scribble: bool = False,
         actions: list[Any] | None = None,
     ) -> None:  # fmt: skip
         n = env.num_envs
-        env.action_space.seed(seed)
+        if actions is None:
+            env.action_space.seed(seed)
         handed: list[tuple[str, Any, Any]] = []
         observation, info = pair(env.reset(seed=seed))
         check_observation(env, observation, "reset")
@@ -96,9 +104,7 @@ class _Run:
         keys = keys_of(info)
         self.observations, self.infos = [copy.deepcopy(observation)], [copy.deepcopy(info)]
         self.rewards, self.actions = [], []
-        # Of SAME_STEP: whether final_obs ever differed from what follows it.
-        self.told_apart = False
-        self.ends = 0
+        self.ended: list[Any] = []
         _hand(handed, "reset", observation, info)
         if scribble:
             observation = self._scribble(handed, observation, info)
@@ -126,9 +132,7 @@ class _Run:
                 )
             ended = terminated | truncated
             check_autoreset(env, mode, over, ended, reward, info, keys)
-            if mode == AutoresetMode.SAME_STEP:
-                self._boundary(env, observation, info, ended)
-            self.ends += int(ended.sum())
+            self.ended.append(ended.copy())
             self.observations.append(copy.deepcopy(observation))
             self.rewards.append(reward.copy())
             self.infos.append(copy.deepcopy(info))
@@ -162,22 +166,8 @@ class _Run:
             raise NonConformance("a reset with reset_mask changed slots that it does not name")
         return observation, info
 
-    def _boundary(self, env: AnyVectorEnv, observation: Any, info: dict[str, Any], ended: Any) -> None:
-        following = list(iterate(env.observation_space, observation))
-        for slot in np.flatnonzero(ended):
-            self.told_apart |= not equal(info["final_obs"][slot], following[slot])
 
-    def check_boundary(self, env: AnyVectorEnv) -> None:
-        """In SAME_STEP an episode's last observation is in final_obs, and the next one's first in the observations."""
-        seen = [row for batch in self.observations for row in iterate(env.observation_space, batch)]
-        if not self.told_apart and any(not equal(seen[0], row) for row in seen):
-            raise NonConformance(
-                "SAME_STEP: final_obs is always what the observations show: one must be the last of the episode, the "
-                "other the first of the next"
-            )
-
-
-def _partial_reset(env: AnyVectorEnv, seed: int, steps: int) -> None:
+def _partial_reset(env: AnyVectorEnv, seed: int) -> None:
     before, _ = pair(env.reset(seed=seed))
     before = copy.deepcopy(before)
     if env.num_envs > 1:
@@ -186,16 +176,48 @@ def _partial_reset(env: AnyVectorEnv, seed: int, steps: int) -> None:
         rows = zip(iterate(env.observation_space, before), iterate(env.observation_space, after), strict=True)
         if any(not equal(old, new) for slot, (old, new) in enumerate(rows) if slot):
             raise NonConformance("a reset with reset_mask changed slots that it does not name")
-    env.reset(seed=seed)
-    for _ in range(steps):
-        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
-        if (terminated | truncated).any():
-            break
-    try:
-        env.step(env.action_space.sample())
-    except Exception:
+
+
+def _begins_anew(env: AnyVectorEnv, seed: int, mode: AutoresetMode, run: _Run, repeatable: bool) -> None:
+    """What follows an end is what `reset()` would have started there, of the slots whose episode is over."""
+    end = next(step for step, ended in enumerate(run.ended) if ended.any())
+
+    def play(answer: Callable[[], Any]) -> list[tuple[Any, Any, Any]]:
+        env.reset(seed=seed)
+        for action in run.actions[: end + 1]:
+            env.step(copy.deepcopy(action))
+        observation, *_, info = answer()
+        seen = [(copy.deepcopy(observation), copy.deepcopy(info), np.zeros(env.num_envs, np.bool_))]
+        for action in run.actions[end + 2 :]:
+            observation, _, terminated, truncated, info = env.step(copy.deepcopy(action))
+            seen.append((copy.deepcopy(observation), {}, terminated | truncated))
+            if seen[-1][2].any():
+                break
+        return seen
+
+    whole = play(env.reset)
+    if mode == AutoresetMode.DISABLED:
+        slots = np.ones(env.num_envs, np.bool_)
+        other = play(lambda: env.reset(options={"reset_mask": slots.copy()}))
+        what = "DISABLED: a reset with reset_mask"
+    elif end + 1 < len(run.actions):
+        slots = run.ended[end]
+        other = play(lambda: env.step(copy.deepcopy(run.actions[end + 1])))
+        what = "NEXT_STEP: the step after an end"
+    else:
         return
-    raise NonConformance("DISABLED: a step was played though an episode was over and not reset; it must be an error")
+    # One of the two may stop earlier, at the end of a slot that only it has not begun anew.
+    for later, ((a, said, over), (b, told, ended)) in enumerate(zip(whole, other, strict=False)):
+        rows = zip(iterate(env.observation_space, a), iterate(env.observation_space, b), strict=True)
+        for slot, (one, two) in enumerate(rows):
+            same = equal(one, two) and over[slot] == ended[slot]
+            if repeatable:
+                same &= equal(row_of(said, slot), row_of(told, slot))
+            if slots[slot] and not same:
+                raise NonConformance(
+                    f"{what} does not begin the episode that reset() begins there: slot {slot} differs after {later} "
+                    "steps of it"
+                )
 
 
 def _seeds(env: AnyVectorEnv, seed: int) -> None:
@@ -234,13 +256,39 @@ def _alone(
         finally:
             single.close()
         what = f"slot {slot} of seed {seed} and a single slot of seed {seed + slot}"
-        for step, (together, by_itself) in enumerate(zip(batch.observations, alone.observations, strict=True)):
-            here = list(iterate(env.observation_space, together))[slot]
-            if not equal(here, next(iter(iterate(single.observation_space, by_itself)))):
-                raise NonConformance(f"{what} see other observations after {step} steps: seeds depend on num_envs")
-        for step, (some, reward) in enumerate(zip(batch.rewards, alone.rewards, strict=True)):
-            if repeatable and not np.allclose(some[slot], reward[0], rtol=rtol, atol=rtol):
-                raise NonConformance(f"{what} earn {some[slot]} and {reward[0]} in step {step + 1}")
+        _agree(env, batch, slot, alone, 0, what, "seeds depend on num_envs", repeatable, rtol)
+
+
+def _apart(
+    env: AnyVectorEnv, seed: int, steps: int, mode: AutoresetMode, run: _Run, repeatable: bool, rtol: float
+) -> None:
+    """The last slot plays the same game whatever the seeds of the others are."""
+    n = env.num_envs
+    if n > 1:
+        seeds = [seed + n + i for i in range(n - 1)] + [seed + n - 1]
+        other = _Run(env, seeds, steps, mode, actions=run.actions)
+        what = f"slot {n - 1} of the seeds {[seed + i for i in range(n)]} and of {seeds}"
+        _agree(env, run, n - 1, other, n - 1, what, "a slot's game is its own seed's", repeatable, rtol)
+
+
+def _agree(
+    env: AnyVectorEnv, run: _Run, slot: int, other: _Run, its: int, what: str, why: str, repeatable: bool, rtol: float
+) -> None:
+    """A slot of one run saw, earned and was told what a slot of another was."""
+    for step, (one, two) in enumerate(zip(run.observations, other.observations, strict=True)):
+        space = env.single_observation_space
+        here = list(iterate(env.observation_space, one))[slot]
+        there = list(iterate(batch_space(space, len(other.ended[0])), two))[its]
+        if not equal(here, there):
+            raise NonConformance(f"{what} see other observations after {step} steps: {why}")
+    for step, (some, reward) in enumerate(zip(run.rewards, other.rewards, strict=True)):
+        if repeatable and not np.allclose(some[slot], reward[its], rtol=rtol, atol=rtol):
+            raise NonConformance(f"{what} earn {some[slot]} and {reward[its]} in step {step + 1}")
+    for step, (some, info) in enumerate(zip(run.infos, other.infos, strict=True)):
+        mine, told = row_of(some, slot), row_of(info, its)
+        names = sorted({*mine, *told}) if repeatable else ["final_obs"]
+        if differ := [name for name in names if not equal(mine.get(name), told.get(name), rtol)]:
+            raise NonConformance(f"{what} are told other {differ} after {step} steps")
 
 
 def _row(env: AnyVectorEnv, action: Any) -> Any:

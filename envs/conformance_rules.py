@@ -5,14 +5,14 @@ Each raises NonConformance, which names the rule and what was seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 
 from maskaug.envs.errors import NonConformance
 
@@ -142,6 +142,78 @@ def check_autoreset(
         raise NonConformance(f"SAME_STEP: final_info has the keys {sorted(got)}, infos {sorted(keys)}")
 
 
+def check_boundaries(
+    env: AnyVectorEnv, observations: list[Any], infos: list[dict[str, Any]], ended: list[np.ndarray[Any, Any]]
+) -> None:
+    """SAME_STEP: final_obs and final_info are of the episode's end, not of its start or of the next episode's.
+
+    One equality proves nothing: a game may end where it began, and infos may stand still. A rule is broken where *all*
+    ends agree, of all slots or of one, and that would happen by chance less than once in a thousand times, going by how
+    often what is compared stands still between ends.
+
+    Args:
+        env: the environment.
+        observations: T + 1 batches, the reset's first.
+        infos: T + 1, likewise.
+        ended: T times (n,) bool, the slots whose episode ended in the step.
+    """
+    rows = [list(iterate(env.observation_space, batch)) for batch in observations]
+    rules = {
+        "final_obs is always what the observations show: one must be the last of the episode, the other the first of "
+        "the next": _Agreement(),
+        "final_obs is always the first observation of its episode; it must be the last": _Agreement(),
+        "final_info is always what the infos say of the next episode; it must be of the one that ended": _Agreement(),
+    }
+    following, beginning, telling = rules.values()
+    for slot in range(env.num_envs):
+        first = rows[0][slot]
+        before: dict[str, Any] = _row_without_final(infos[0], slot)
+        for step, over in enumerate(ended, 1):
+            now, said = rows[step][slot], _row_without_final(infos[step], slot)
+            following.still.append((slot, equal(now, rows[step - 1][slot])))
+            telling.still.append((slot, equal(said, before)))
+            if over[slot]:
+                last = row_of(infos[step], slot)
+                following.at_ends.append((slot, equal(last["final_obs"], now)))
+                beginning.at_ends.append((slot, equal(last["final_obs"], first)))
+                telling.at_ends.append((slot, equal(last["final_info"], said)))
+                first = now
+            else:
+                beginning.still.append((slot, equal(now, first)))
+            before = said
+    for rule, agreement in rules.items():
+        for slots in (range(env.num_envs), *([slot] for slot in range(env.num_envs))):
+            if agreement.beyond_chance(slots):
+                raise NonConformance(f"SAME_STEP: {rule}; seen in slots {[*slots]}")
+
+
+class _Agreement:
+    """(slot, whether two things agreed), at the ends of episodes and wherever it may happen by chance."""
+
+    def __init__(self) -> None:
+        self.at_ends: list[tuple[int, bool]] = []
+        self.still: list[tuple[int, bool]] = []
+
+    def beyond_chance(self, slots: Sequence[int]) -> bool:
+        ends = [agreed for slot, agreed in self.at_ends if slot in slots]
+        still = [agreed for slot, agreed in self.still if slot in slots]
+        # One more agreement than was seen: what was never looked at may always agree.
+        return bool(ends) and all(ends) and ((sum(still) + 1) / (len(still) + 1)) ** len(ends) < 1e-3
+
+
+def _row_without_final(info: Mapping[str, Any], slot: int) -> dict[str, Any]:
+    return {name: value for name, value in row_of(info, slot).items() if name not in FINAL}
+
+
+def row_of(info: Mapping[str, Any], slot: int) -> dict[str, Any]:
+    """What infos say of one slot: only the names that it has, dicts in it likewise."""
+    return {
+        name: row_of(value, slot) if isinstance(value, dict) else value[slot]
+        for name, value in info.items()
+        if not name.startswith("_") and info[f"_{name}"][slot]
+    }
+
+
 def arrays_of(value: Any) -> Iterator[np.ndarray[Any, Any]]:
     """Every array of numbers in a nest of dicts, tuples, lists and arrays of objects."""
     if isinstance(value, np.ndarray):
@@ -158,18 +230,30 @@ def arrays_of(value: Any) -> Iterator[np.ndarray[Any, Any]]:
             yield from arrays_of(item)
 
 
-def equal(a: Any, b: Any) -> bool:
-    """Whether two such nests are equal; NaN equals NaN."""
+def equal(a: Any, b: Any, rtol: float = 0.0) -> bool:
+    """Whether two such nests are equal, numbers within `rtol`, absolute and relative; NaN equals NaN."""
     if a is None or b is None:
         return a is b
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(equal(a[k], b[k], rtol) for k in a)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(equal(x, y, rtol) for x, y in zip(a, b, strict=True))
     a, b = np.asarray(a), np.asarray(b)
-    if a.dtype == object:
-        return a.shape == b.shape and all(equal(x, y) for x, y in zip(a.flat, b.flat, strict=True))
-    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f" and b.dtype.kind == "f"))
+    if a.shape != b.shape:
+        return False
+    if a.dtype == object or b.dtype == object:
+        if not a.ndim:
+            return bool(a.item() == b.item())
+        return all(equal(x, y, rtol) for x, y in zip(a.flat, b.flat, strict=True))
+    if a.dtype.kind in "iu" and b.dtype.kind == "f":
+        a, b = b, a
+    if a.dtype.kind == "f" and b.dtype.kind in "iu":
+        # Gymnasium's own batches give an info the type of the first slot that has it, and so cut others' fractions off.
+        with np.errstate(invalid="ignore"):
+            a = a.astype(b.dtype)
+    if a.dtype.kind == "f" and b.dtype.kind == "f":
+        return bool(np.allclose(a, b, rtol=rtol, atol=rtol, equal_nan=True))
+    return bool(np.array_equal(a, b))
 
 
 def described(value: Any) -> str:

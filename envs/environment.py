@@ -124,7 +124,12 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         return self.game.dataset
 
     def evaluation(
-        self, split: str = "val", *, num_envs: int | None = None, dataset: ImageDataset | None = None
+        self,
+        split: str = "val",
+        *,
+        num_envs: int | None = None,
+        dataset: ImageDataset | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
     ) -> MaskVectorEnv:
         """The same game on held-out images, for `evaluate_policy`: it shares the judge, and never trains it.
 
@@ -135,7 +140,12 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             split: "train", "val", "test" or "all" of the data set that this environment loaded.
             num_envs: N; None takes this environment's.
             dataset: the held-out images, where this environment was made with `dataset=ImageDataset(...)`.
+            autoreset_mode: "SAME_STEP" whatever this environment's is, since agents and `as_vec_env` ask for it.
+
+        Raises:
+            ConfigurationError: `autoreset_mode` is unknown, or the images were given and `dataset` is not.
         """
+        mode = _check_autoreset_mode(autoreset_mode)
         game, rule = self.game, self.game.rule
         if dataset is None:
             if game.loaded is None:
@@ -164,7 +174,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             tensors=game.tensors,
             **dataclasses.asdict(game.acceleration),
             render_mode=self.render_mode,
-            autoreset_mode=self.autoreset_mode,
+            autoreset_mode=mode,
             **keywords,
         )
 

@@ -29,7 +29,17 @@ def test_a_mode_is_a_name_a_value_or_the_enum(mode: Any) -> None:
     env = make(mode)
     assert env.autoreset_mode is env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert MaskVectorEnv.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
-    assert env.evaluation().autoreset_mode is AutoresetMode.NEXT_STEP
+
+
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "DISABLED"])
+def test_an_evaluation_resets_in_the_same_step_unless_asked(mode: str) -> None:
+    env = make(mode)
+    held_out = env.evaluation()
+    assert held_out.autoreset_mode is held_out.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    as_vec_env(held_out).reset()
+    assert env.evaluation(autoreset_mode=mode).autoreset_mode is AutoresetMode[mode]
+    with pytest.raises(ConfigurationError, match="autoreset_mode='never' is unknown"):
+        env.evaluation(autoreset_mode="never")
 
 
 def test_an_unknown_mode_is_an_error() -> None:

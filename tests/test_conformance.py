@@ -40,8 +40,11 @@ class Counters(VectorEnv[Any, Any, Any]):
         self.over = np.zeros(num_envs, np.bool_)
         self.buffer = np.zeros((num_envs, 2), np.uint8)
 
+    def rows(self) -> Any:
+        return np.stack([self.count, self.age], 1).astype(np.uint8)
+
     def observe(self) -> Any:
-        seen = np.stack([self.count, self.age], 1).astype(np.uint8)
+        seen = self.rows()
         self.shown = seen
         if self.fault == "float observations":
             return seen.astype(np.float32)
@@ -65,6 +68,8 @@ class Counters(VectorEnv[Any, Any, Any]):
         if seed is not None:
             step = 0 if self.fault == "one seed for all" else self.num_envs if self.fault == "seed times N" else 1
             seeds = [seed + i * step for i in range(self.num_envs)] if isinstance(seed, int) else seed
+            if self.fault == "seed of the first":
+                seeds = [seeds[0]] * len(seeds)
             if len(seeds) != self.num_envs and self.fault != "any number of seeds":
                 raise ValueError("wrong number of seeds")
             self.rngs = [np.random.default_rng(s) for s in seeds]
@@ -72,8 +77,15 @@ class Counters(VectorEnv[Any, Any, Any]):
                 self.rngs = [np.random.default_rng([s, self.num_envs]) for s in seeds]
             if self.fault == "no seeding":
                 self.rngs = [np.random.default_rng() for _ in range(self.num_envs)]
+        again = options is not None
         for slot in np.flatnonzero(mask):
-            self.start(int(slot))
+            if again and self.fault == "reset_mask resets the clock alone":
+                self.age[slot] = 0
+            elif not (again and self.fault == "reset_mask resets nothing"):
+                self.start(int(slot))
+            if again and self.fault == "reset_mask leaves the clock":
+                self.age[slot] = LENGTH - 1
+        self.first = self.rows()
         if self.fault == "others grow younger" and not mask.all():
             self.age[~mask] = 0
         self.over[mask] = False
@@ -93,7 +105,7 @@ class Counters(VectorEnv[Any, Any, Any]):
             actions[:] = 0
         nobody = np.zeros(self.num_envs, np.bool_)
         begins = self.over.copy()
-        if begins.any() and self.mode != AutoresetMode.NEXT_STEP and self.fault != "plays on":
+        if begins.any() and self.mode != AutoresetMode.NEXT_STEP:
             raise RuntimeError("reset first")
         if self.fault == "plays from what it gave":
             self.count = self.shown[:, 0].astype(np.int64)
@@ -102,13 +114,18 @@ class Counters(VectorEnv[Any, Any, Any]):
         reward = (self.count * np.asarray(actions)).astype(np.float64)
         reward[begins] = float(self.fault == "paid for a reset")
         for slot in np.flatnonzero(begins):
-            self.start(int(slot))
+            if self.fault == "never draws":
+                self.age[slot] = 0
+            else:
+                self.start(int(slot))
         ended = (self.age >= LENGTH) & ~begins
         self.steps_played += 1
         if self.fault == "ends at once":
             ended |= begins
         if self.fault == "reward of all slots":
             reward = np.full(self.num_envs, reward.sum())
+        if self.fault == "rewards rolled":
+            reward = np.roll(reward, 1)
         if self.fault == "NaN":
             reward[:] = np.nan
         if self.fault == "list of rewards":
@@ -117,13 +134,14 @@ class Counters(VectorEnv[Any, Any, Any]):
             return self.observe(), reward, ended.astype(int), nobody, self.info()
         if self.fault == "four values":
             return self.observe(), reward, ended, self.info()
-        last = np.stack([self.count, self.age], 1).astype(np.uint8)
-        judged = self.info()
+        last = self.rows()
+        judged, first = self.info(), self.first.copy()
         if self.mode == AutoresetMode.SAME_STEP:
             for slot in np.flatnonzero(ended):
                 self.start(int(slot))
         else:
             self.over = ended.copy()
+        self.first[ended] = self.rows()[ended]
         info = self.info()
         if self.fault == "counts steps":
             info["count"][:] = self.steps_played
@@ -136,6 +154,16 @@ class Counters(VectorEnv[Any, Any, Any]):
             info |= {"final_obs": last, "_final_obs": present, "final_info": judged, "_final_info": present.copy()}
             if self.fault == "final_obs is the next":
                 info["final_obs"] = self.observe()
+            if self.fault == "final_obs of slot 0 is the next":
+                last[0] = self.rows()[0]
+            if self.fault == "final_obs of the neighbour":
+                info["final_obs"] = np.roll(last, 1, axis=0)
+            if self.fault == "final_info of the neighbour":
+                info["final_info"] = {**judged, "count": np.roll(judged["count"], 1)}
+            if self.fault == "final_obs is the first":
+                info["final_obs"] = first
+            if self.fault == "final_info is the next":
+                info["final_info"] = self.info()
             if self.fault == "final_obs cast":
                 info["final_obs"] = last.astype(np.float64)
             if self.fault == "final_info without count":
@@ -179,7 +207,10 @@ FAULTS: dict[str, tuple[AutoresetMode, str]] = {
     "paid for a reset": (NEXT, "must give reward 0"),
     "final_obs in vain": (NEXT, "belong to SAME_STEP"),
     "ends at once": (NEXT, "ends its new episode at once"),
-    "plays on": (DISABLED, "not reset"),
+    "never draws": (NEXT, "NEXT_STEP: the step after an end does not begin the episode that reset"),
+    "reset_mask resets nothing": (DISABLED, "a reset with reset_mask does not begin the episode that reset"),
+    "reset_mask resets the clock alone": (DISABLED, "a reset with reset_mask does not begin the episode that reset"),
+    "reset_mask leaves the clock": (DISABLED, "a reset with reset_mask does not begin the episode that reset"),
     "others grow younger": (DISABLED, "slots that it does not name"),
     "writes into reset_mask": (DISABLED, "wrote into the reset_mask"),
     "keys of a partial reset": (DISABLED, "reset with reset_mask gives the info keys"),
@@ -193,6 +224,13 @@ FAULTS: dict[str, tuple[AutoresetMode, str]] = {
     "final of nobody": (AutoresetMode.SAME_STEP, "_final_obs.* but the episodes that ended are"),
     "closed twice": (AutoresetMode.SAME_STEP, "close must work, and do nothing when it is called again"),
     "reset_mask ignored": (DISABLED, "slots that it does not name"),
+    "final_obs of slot 0 is the next": (AutoresetMode.SAME_STEP, r"final_obs is always what .* seen in slots \[0\]"),
+    "final_obs is the first": (AutoresetMode.SAME_STEP, "final_obs is always the first observation of its episode"),
+    "final_info is the next": (AutoresetMode.SAME_STEP, "final_info is always what the infos say of the next"),
+    "final_obs of the neighbour": (AutoresetMode.SAME_STEP, r"a single slot of seed 0 are told other \['final_obs'\]"),
+    "final_info of the neighbour": (AutoresetMode.SAME_STEP, r"are told other \['final_info'\]"),
+    "rewards rolled": (AutoresetMode.SAME_STEP, "slot 0 of seed 0 and a single slot of seed 0 earn"),
+    "seed of the first": (AutoresetMode.SAME_STEP, "slot 1 of seed 0 and a single slot of seed 1 see other"),
     "reward of all slots": (AutoresetMode.SAME_STEP, "slot 0 of seed 0 and a single slot of seed 0 earn"),
 }
 
@@ -210,7 +248,22 @@ def test_an_environment_that_keeps_the_rules_passes(mode: AutoresetMode) -> None
 def test_a_planted_fault_is_named(fault: str) -> None:
     mode, message = FAULTS[fault]
     with pytest.raises(NonConformance, match=message):
-        check_vector_env(Counters(3, mode, fault), make=maker(mode, fault))
+        check_vector_env(Counters(3, mode, fault), make=maker(mode, fault), steps=10)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(
+    "fault", ["rewards rolled", "seed of the first", "final_obs of the neighbour", "final_info of the neighbour"]
+)
+def test_slots_that_mix_are_seen_without_make(fault: str, n: int) -> None:
+    with pytest.raises(NonConformance, match=rf"slot {n - 1} of the seeds \[0, 1"):
+        check_vector_env(Counters(n, fault=fault), steps=10)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_no_seed_raises_a_false_alarm(mode: AutoresetMode, seed: int) -> None:
+    check_vector_env(Counters(2, mode), make=maker(mode), seed=seed, steps=4)
 
 
 def test_steps_must_see_an_end() -> None:
@@ -249,15 +302,6 @@ def test_the_seed_and_the_tolerance_are_used() -> None:
     assert {seed for seed in seeds if isinstance(seed, int)} == {7, 8}
     with pytest.raises(NonConformance, match="earn"):
         check_vector_env(Watched(2), make=Watched, seed=7)
-
-
-@pytest.mark.parametrize("mode", AutoresetMode)
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
-def test_gymnasiums_own_vector_environments_pass(env_id: str, mode: AutoresetMode) -> None:
-    def make(n: int) -> Any:
-        return gym.make_vec(env_id, n, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
-
-    check_vector_env(make(3), make=make, steps=40)
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
