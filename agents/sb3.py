@@ -39,7 +39,7 @@ class MaskVecEnv(VecEnv):
         """(N, C, H, W) uint8. Seeds given by `seed()` are used once, slot by slot."""
         seeds = [s for s in self._seeds if s is not None]
         observation, info = self.env.reset(seed=seeds if len(seeds) == self.num_envs else None)  # type: ignore[arg-type]
-        self.reset_infos = [_slot(info, i) for i in range(self.num_envs)]
+        self.reset_infos = _slots(info, self.num_envs)
         self._reset_seeds()
         self._reset_options()
         return observation  # type: ignore[no-any-return]
@@ -63,16 +63,18 @@ class MaskVecEnv(VecEnv):
         final, images = info.pop("final_info"), info.pop("final_obs")
         # What a wrapper adds describes the episode that ends, an environment's own infos the one that begins.
         added = {name: value for name, value in info.items() if name not in final}
-        infos = []
-        for i in range(self.num_envs):
-            extra = {"TimeLimit.truncated": bool(truncated[i])}
-            if terminated[i]:
+        n, cut = self.num_envs, truncated.tolist()
+        infos = _slots({**final, **added}, n)
+        begun = _slots({name: info[name] for name in final}, n)
+        running = infos if terminated.all() else _slots(info, n)
+        for i, ended in enumerate(terminated.tolist()):
+            if ended:
                 # Copied: a buffer may keep it while others write into the batch.
-                ended = {**_slot(final, i), **_slot(added, i)}
-                infos.append({**ended, "terminal_observation": images[i].copy(), **extra})
-                self.reset_infos[i] = _slot({name: info[name] for name in final}, i)
+                infos[i]["terminal_observation"] = images[i].copy()
+                self.reset_infos[i] = begun[i]
             else:
-                infos.append({**_slot(info, i), **extra})
+                infos[i] = running[i]
+            infos[i]["TimeLimit.truncated"] = cut[i]
         return observation, reward, terminated | truncated, infos
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
@@ -168,13 +170,13 @@ def as_vec_env(env: gym.vector.VectorEnv[Any, Any, Any]) -> MaskVecEnv:
     return MaskVecEnv(env, inner)
 
 
-def _slot(info: dict[str, Any], i: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in info.items():
-        if name.startswith("_"):
-            continue
-        if isinstance(value, dict):
-            found[name] = _slot(value, i)
-        else:
-            found[name] = value[i].item() if value.ndim == 1 else value[i].copy()
-    return found
+def _slots(info: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    # A batch's infos as one dict for each of its n slots; column by column, as there are far fewer of them.
+    columns = {
+        name: _slots(value, n) if isinstance(value, dict) else value.tolist() if value.ndim == 1 else list(value.copy())
+        for name, value in info.items()
+        if not name.startswith("_")
+    }
+    if not columns:
+        return [{} for _ in range(n)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

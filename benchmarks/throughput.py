@@ -84,7 +84,7 @@ def collection_ratio(num_envs: int, rounds: int, action: str = "patch") -> tuple
     """
     judge = make_judge("small", 1, 2, 0)
     env = MaskVectorEnv(num_envs, n=500, action=action, joint=False, reward_model=judge, device="cpu")
-    agent = SB3Agent(env, algorithm="ppo", n_steps=4, device="cpu")
+    agent = SB3Agent(env, algorithm="ppo", device="cpu")
     agent.learn(2 * num_envs * (len(env.dataset) // num_envs + 1))
     ppo, images = agent.algorithm, torch.from_numpy(np.array(env.dataset.images[:num_envs]))
     assert env.dataset.labels is not None

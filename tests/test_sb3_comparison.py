@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from maskaug.agents.sb3_defaults import defaults_for
 from maskaug.benchmarks import sb3_comparison as module
 from maskaug.benchmarks import throughput
 from maskaug.benchmarks.sb3_comparison import ComparisonSettings, PlainSB3, comparison, learn
@@ -154,5 +155,6 @@ def test_collecting_is_measured_against_the_bare_judge(monkeypatch: pytest.Monke
     assert throughput.collection_ratio(4, 3) == (3.0, 0.0, 0.0)
     # Images a second of collecting ÷ those of the judge: the judge's time stands above.
     bare, collected = sides
-    assert bare == ["judged 4"] * 4
-    assert [call for call in collected if "judged" not in call] == ["rollout of 4 steps", *["step of 4"] * 4]
+    steps = defaults_for("ppo", "patch")["n_steps"]
+    assert bare == ["judged 4"] * steps
+    assert [c for c in collected if "judged" not in c] == [f"rollout of {steps} steps", *["step of 4"] * steps]
