@@ -44,7 +44,7 @@ def run_page(page: str) -> Names:
 # ---- algorithms.md ---------------------------------------------------------------------------------------------------
 
 GAME, *ALGORITHMS = blocks("algorithms.md")
-LEARNT = 0.5
+LEARNT = 0.55
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,14 @@ def test_without_learning_the_threshold_is_out_of_reach(frozen_game: Names) -> N
     best = int(rewards.mean(0).argmax())
     assert 0.2 < frozen_game["score"](lambda images: torch.eye(49)[[best] * len(images)]) < 0.4
     nn, cells = torch.nn, frozen_game["cells"]
-    untrained = nn.Sequential(cells(32), nn.Conv2d(32, 1, 2), nn.Flatten())
-    assert frozen_game["score"](lambda images: untrained(images / 255)) < 0.4
+    found = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        untrained = nn.Sequential(cells(32), nn.Conv2d(32, 1, 2), nn.Flatten())
+        found.append(frozen_game["score"](lambda images, network=untrained: network(images / 255)))
+    print(found)
+    # First weights differ: by chance some see edges, as the reconstructor's errors do.
+    assert max(found) < LEARNT - 0.05
 
 
 @pytest.mark.parametrize("code", ALGORITHMS, ids=["PPO", "REINFORCE", "TorchRL"])
