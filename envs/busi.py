@@ -31,11 +31,11 @@ from maskaug.envs.images import (
     Reading,
     fit_region,
     read_grey,
-    read_mask,
     resize,
     resize_mask,
 )
 from maskaug.envs.listing import Entry, Listing, Problem
+from maskaug.envs.loading import union_of_masks
 from maskaug.envs.near_duplicates import SAME, near_duplicates, thumbnail
 from maskaug.envs.rows import as_images, as_regions, blocks
 
@@ -221,12 +221,8 @@ def _short(message: str) -> str:
 
 def _read(item: Entry, max_pixels: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     image = read_grey(item.path, max_pixels)
-    region = np.zeros(image.shape, np.bool_)
-    for path in item.masks:
-        mask = read_mask(path, max_pixels)
-        if mask.shape != image.shape:
-            raise DatasetError(f"{path} is {mask.shape} pixels, but its image {image.shape}; are both from one copy?")
-        region |= mask
+    h, w = image.shape
+    region = union_of_masks(item, (h, w), max_pixels)
     name = CLASSES[item.label or 0]
     if name == "normal":
         if region.any():

@@ -65,6 +65,7 @@ from maskaug.envs.listing import Listing, Severity, dataset_folder, list_dataset
 from maskaug.envs.loading import numbered
 from maskaug.envs.looking import Look, each, full_regions, look_at
 from maskaug.envs.patients import deal_listing, similar_patients
+from maskaug.envs.sources import check_workers
 from maskaug.envs.splits import deal_groups
 
 #: Sides, in pixels, that pictures and arrays are compared at.
@@ -305,5 +306,4 @@ def _check_arrays(name: str, folder: Path, seed: int, workers: int | None, optio
 def _validate(seed: int, workers: int | None) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigurationError(f"seed={seed!r} must be an integer of at least 0")
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise ConfigurationError(f"workers={workers!r} must be an integer of at least 1, or be left out")
+    check_workers(workers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import math
 import os
@@ -17,14 +16,12 @@ from maskaug.envs.cache import cached_array
 from maskaug.envs.confinement import confined
 from maskaug.envs.datasets import SPLITS, ImageDataset
 from maskaug.envs.errors import DatasetError
+from maskaug.envs.folders import ABSENT, refusal
 from maskaug.envs.images import Reading, fit_region, read_fitted, read_mask
 from maskaug.envs.listing import Entry, Listing, Problem
 from maskaug.envs.rows import as_images, as_regions
 from maskaug.envs.sources import Stamp, stamp_of
 from maskaug.envs.splits import crossing_groups, deal_groups
-
-#: what the system says of a file that is not there, or is none.
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def load_listing(listing: Listing, reading: Reading, *, seed: int = 0, workers: int | None = None) -> ImageDataset:
@@ -117,12 +114,7 @@ def decode(entry: Entry, reading: Reading, listing: Listing) -> tuple[npt.NDArra
         image = colours[listing.plane][None]
     if not listing.regions:
         return image, False
-    region = np.zeros(shape, np.bool_)
-    for path in entry.masks:
-        mask = read_mask(path, reading.max_pixels)
-        if mask.shape != shape:
-            raise DatasetError(f"{path} is {mask.shape} pixels, but its image {shape}; are both from one copy?")
-        region |= mask
+    region = union_of_masks(entry, shape, reading.max_pixels)
     for box in entry.boxes:
         if max(0, *np.subtract(box[2:], shape[::-1])) > 1:
             raise DatasetError(
@@ -131,6 +123,22 @@ def decode(entry: Entry, reading: Reading, listing: Listing) -> tuple[npt.NDArra
         x0, y0, x1, y1 = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
         region[max(0, y0) : y1, max(0, x0) : x1] = True
     return np.concatenate([image, fit_region(region, reading)[None].astype(np.uint8)]), bool(region.any())
+
+
+def union_of_masks(entry: Entry, shape: tuple[int, int], max_pixels: int) -> npt.NDArray[np.bool_]:
+    """What any of an entry's masks marks, (H, W) bool, all False without masks.
+
+    Raises:
+        ImageError: a mask cannot be read.
+        DatasetError: a mask's size is not `shape`, the picture's.
+    """
+    region = np.zeros(shape, np.bool_)
+    for path in entry.masks:
+        mask = read_mask(path, max_pixels)
+        if mask.shape != shape:
+            raise DatasetError(f"{path} is {mask.shape} pixels, but its image {shape}; are both from one copy?")
+        region |= mask
+    return region
 
 
 def confine(entry: Entry, listing: Listing) -> Entry:
@@ -207,8 +215,8 @@ def _look(path: str, stamps: dict[str, Stamp]) -> bool:
     try:
         stamps[path] = stamp_of(path)
     except OSError as error:
-        if error.errno not in _ABSENT:
-            raise DatasetError(f"{path} cannot be looked at ({error.strerror}); make it readable") from error
+        if error.errno not in ABSENT:
+            raise DatasetError(refusal(path, error)) from error
         return False
     except ValueError:  # a name that no file can have
         return False

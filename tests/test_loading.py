@@ -149,7 +149,7 @@ def test_files_that_are_no_files_are_missing_and_those_behind_a_locked_door_an_e
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(loading, "stamp_of", locked)
-    with pytest.raises(DatasetError, match=r"0\.png cannot be looked at \(Permission denied\); make it readable"):
+    with pytest.raises(DatasetError, match=r"0\.png cannot be looked at \(Permission denied\); let this user read it"):
         load(listing)
 
 
