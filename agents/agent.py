@@ -1,13 +1,12 @@
-"""What the agents share: Stable-Baselines3's method names, reading observations, saving, exact resume."""
+"""What the agents whose network is trained here share: the loop of updates, the averaged weights, the settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import gymnasium as gym
@@ -18,63 +17,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
+from maskaug.agents.base import Agent, Callback, GridSpec, kind_of
 from maskaug.envs import memory
 from maskaug.envs.acceleration import PLAIN
-from maskaug.envs.environment import MaskEnv, MaskVectorEnv
+from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import resolve_device
-from maskaug.envs.masking import cells_for_area, patch_scores, patch_to_cells, top_cells
+from maskaug.envs.masking import top_cells
 from maskaug.envs.networks import to_float
 
-#: called after every update with the agent and its metrics; returning False ends the training.
-Callback = Callable[["MaskAgent", Mapping[str, float]], bool | None]
+__all__ = ["Callback", "GridSpec", "MaskAgent", "as_tensor", "check_kinds", "kind_of"]
 
 
-@dataclasses.dataclass(frozen=True)
-class GridSpec:
-    """What a masker needs to know of the game it was trained on.
-
-    Attributes:
-        image_shape: (C, H, W).
-        grid: g.
-        cells: how many cells a mask has.
-        patch_cells: side of the square that a mask is; 0 where it may be any set of cells.
-        pixels: whether actions are those of action="pixel": a cell is a pixel then, and g the image's side.
-    """
-
-    image_shape: tuple[int, int, int]
-    grid: int
-    cells: int
-    patch_cells: int = 0
-    pixels: bool = False
-
-    def best(self, scores: Tensor) -> Tensor:
-        """Scores (N, g, g) → the top cells, or the patch of the highest mean score, as cells (N, g, g) bool."""
-        if not self.patch_cells:
-            return top_cells(scores, self.cells)
-        return patch_to_cells(patch_scores(scores, self.patch_cells).argmax(1), self.grid, self.patch_cells)
-
-    def cells_of(self, actions: npt.NDArray[Any]) -> Tensor:
-        """What `predict` returned for N images → cells (N, g, g) bool."""
-        chosen = torch.from_numpy(actions)
-        if self.pixels:
-            return chosen > 0
-        if not self.patch_cells:
-            return chosen.bool().reshape(-1, self.grid, self.grid)
-        return patch_to_cells(chosen, self.grid, self.patch_cells)
-
-    def actions_of(self, chosen: Tensor) -> Tensor:
-        """Cells (N, g, g) bool, or corners (N,), as the environment takes them.
-
-        (N, g·g) int8, (N,) int64, or for pixels (N, H, W) float32 of −1 and 1.
-        """
-        if self.pixels:
-            return 2 * chosen.float() - 1
-        return chosen.flatten(1).to(torch.int8) if chosen.ndim == 3 else chosen
-
-
-class MaskAgent(ABC):
+class MaskAgent(Agent):
     """An agent whose network scores the g×g cells and whose masks are sets of cells, or patches.
 
     Args:
@@ -85,14 +39,8 @@ class MaskAgent(ABC):
         device: "auto", "cpu", "cuda", …: where the policy lives.
     """
 
-    #: the settings' dataclass of each agent.
-    Settings: ClassVar[type[Any]]
-    #: the kinds of action it plays.
-    action_kinds: ClassVar[tuple[str, ...]] = ("grid",)
     #: whether one update plays all tries on an image, and so has to begin with the first.
     plays_all_tries: ClassVar[bool] = True
-    #: whether it learns from images alone: the environment's judge is then asked for nothing, and teaches nobody.
-    plays_no_masks: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -101,22 +49,8 @@ class MaskAgent(ABC):
         seed: int,
         device: str | torch.device,
     ) -> None:
-        known = {field.name for field in dataclasses.fields(self.Settings)}
-        if unknown := sorted(set(settings) - known):
-            raise ConfigurationError(
-                f"unknown setting {', '.join(unknown)}; {type(self).__name__} knows {', '.join(sorted(known))}"
-            )
-        self.settings = self.Settings(**settings)
-        self.env: MaskVectorEnv | None = None
-        if isinstance(env, GridSpec):
-            self.spec = env
-        else:
-            self.env, self.spec = _attach(env, self.action_kinds)
-        self.seed = seed
-        self.device = resolve_device(device)
+        super().__init__(env, settings, seed, device)
         self.generator = torch.Generator().manual_seed(seed)
-        self.num_timesteps = 0
-        self.updates = 0
         self._reset_done = False
         #: how the policy's passes are computed: as the judge's, and without an environment in float32.
         self.acceleration = PLAIN if self.env is None else self.env.game.acceleration
@@ -156,37 +90,26 @@ class MaskAgent(ABC):
     # ---- learning ------------------------------------------------------------------------------------------------
 
     def learn(self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False) -> Self:
-        """Play and learn until `num_timesteps` has grown by at least `total_timesteps`.
-
-        Args:
-            total_timesteps: masks to be judged; every judge call counts, all slots and tries.
-            callback: called after every update with the agent and its metrics; returning False ends the training.
-            progress_bar: show one.
-        """
-        if self.env is None:
-            raise ConfigurationError("this agent was loaded without an environment; load it with env=… to train it")
-        if total_timesteps < 1:
-            raise ConfigurationError(f"total_timesteps={total_timesteps} must be at least 1")
-        self.check_env(self.env)
-        self.check_length(total_timesteps)
-        demands = functools.partial(self._demands, self.env)
+        """See `Agent.learn`."""
+        env = self._playable(total_timesteps)
+        demands = functools.partial(self._demands, env)
         if not self.acceleration.compile:
             memory.check(demands, self.device)
         # What an agent does before it plays may count, too.
         goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
         self._begin(total_timesteps)
         if not self._reset_done:
-            self.env.reset(seed=self.seed)
+            env.reset(seed=self.seed)
             self._reset_done = True
         # Somebody may have played on since, an evaluation for example: all tries of an update must be of one image.
-        while self.plays_all_tries and (begun := self.env.game.blank()[0]["try"] > 0).any():
-            self.env.game.advance(begun)
-        observation = self.env.observe()
+        while self.plays_all_tries and (begun := env.game.blank()[0]["try"] > 0).any():
+            env.game.advance(begun)
+        observation = env.observe()
         with tqdm(total=total_timesteps, disable=not progress_bar, unit="mask", leave=False) as bar:
             while self.num_timesteps < goal:
                 before = self.num_timesteps
                 self.policy.train()
-                update = functools.partial(self._update, self.env, observation)
+                update = functools.partial(self._update, env, observation)
                 observation, metrics = memory.explained(update, demands, self.device)
                 self.updates += 1
                 self.averaged.update_parameters(self.policy)
@@ -197,18 +120,7 @@ class MaskAgent(ABC):
                         break
         return self
 
-    @property
-    def own_judge(self) -> nn.Module | None:
-        """A judge that the agent has trained by itself, beside the environment's; None for most."""
-        return None
-
-    def check_env(self, env: MaskVectorEnv) -> None:  # noqa: B027 (most agents play any environment)
-        """Refuse an environment that this agent cannot learn on, before anything starts."""
-
-    def check_length(self, total_timesteps: int) -> None:  # noqa: B027 (most agents have no schedule)
-        """Refuse to learn for so much longer, before anything starts."""
-
-    def _begin(self, total_timesteps: int) -> None:  # noqa: B027 (most agents have no schedule)
+    def _begin(self, total_timesteps: int) -> None:
         """`learn` was called, with arguments and an environment that will do."""
 
     def _demands(self, env: MaskVectorEnv) -> list[memory.Demand]:
@@ -283,107 +195,31 @@ class MaskAgent(ABC):
             scores = (scores + self._mirrored(mirrored)) / 2
         return scores
 
-    def _images(self, observation: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        if isinstance(observation, np.ndarray) and not observation.flags.writeable:
-            observation = observation.copy()  # a memory map, of which torch would warn
-        images = torch.as_tensor(observation)
-        images = images[None] if images.ndim == 3 else images
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.spec.image_shape:
-            raise ConfigurationError(
-                f"this agent was trained on uint8 images of shape {self.spec.image_shape}, got {images.dtype} of "
-                f"shape {tuple(images.shape)}; resize them, and do not scale them to [0, 1]"
-            )
-        return images.to(self.device)
-
     # ---- keeping -------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """The policy's weights and settings in one safetensors file; `load` and `maskaug.load_masker` read it."""
-        write_state(path, {"about": self.about(), "policy": dict(self.averaged.module.state_dict())})
+    @property
+    def predictor(self) -> nn.Module:
+        """The moving average of the network that learns."""
+        return self.averaged.module
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> Self:
-        """An agent from the file that `save` wrote; with `env` it can go on learning (with a fresh optimiser)."""
-        state = read_state(path)
-        name = kind_of(state)
-        if name != cls.__name__:
-            raise CheckpointError(f"{path} holds {name or 'no agent'}, not {cls.__name__}")
-        about = state["about"]
-        try:
-            c, h, w = about["image_shape"]
-            spec = GridSpec(
-                (c, h, w), about["grid"], about["cells"], about.get("patch_cells", 0), about.get("pixels", False)
-            )
-            settings, seed, weights = dict(about["settings"]), about["seed"], state["policy"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} lacks a part of {name}'s file ({error!r}); save the agent again") from None
-        agent = cls(spec if env is None else env, seed=seed, device=device, **settings)
-        if agent.spec != spec:
-            raise CheckpointError(f"{path} was trained on {spec}, but the environment has {agent.spec}")
-        try:
-            agent.policy.load_state_dict(weights)
-        except (RuntimeError, TypeError):
-            raise CheckpointError(
-                f"{path} holds weights that do not fit {name}'s network; save the agent again"
-            ) from None
-        agent.averaged.module.load_state_dict(weights)
-        return agent
+    def _take_weights(self, weights: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(weights)
+        self.averaged.module.load_state_dict(weights)
 
-    def save_checkpoint(self, path: str | os.PathLike[str], **extra: Any) -> None:
-        """Everything that learning changes, the environment's game included, for `load_checkpoint`."""
-        if self.env is None:
-            raise ConfigurationError("this agent has no environment, so there is nothing to continue; use save()")
-        write_state(
-            path,
-            {
-                "about": self.about(),
-                "policy": dict(self.policy.state_dict()),
-                "averaged": dict(self.averaged.state_dict()),
-                "learning": self._learning_state(),
-                "generator": self.generator.get_state(),
-                "num_timesteps": self.num_timesteps,
-                "updates": self.updates,
-                "game": self.env.game.state(),
-                "extra": extra,
-            },
-        )
+    def _training_state(self) -> dict[str, Any]:
+        return {
+            "policy": dict(self.policy.state_dict()),
+            "averaged": dict(self.averaged.state_dict()),
+            "learning": self._learning_state(),
+            "generator": self.generator.get_state(),
+        }
 
-    def load_checkpoint(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Continue where `save_checkpoint` was called: to the bit on the CPU. Returns what was kept as `extra`.
-
-        The agent and its environment must have been made with the same arguments.
-        """
-        if self.env is None:
-            raise ConfigurationError("this agent has no environment to continue in; make it with one")
-        state = read_state(path)
-        if state.get("about") != self.about():
-            raise CheckpointError(
-                f"{path} belongs to a run with other settings: {state.get('about')}, not {self.about()}"
-            )
-        if "game" not in state:
-            raise CheckpointError(f"{path} is a saved agent, not a checkpoint; {type(self).__name__}.load reads it")
-        self.env.game.load_state(state["game"])
+    def _load_training_state(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.averaged.load_state_dict(state["averaged"])
         self._load_learning_state(state["learning"])
         self.generator.set_state(state["generator"])
-        self.num_timesteps, self.updates = state["num_timesteps"], state["updates"]
         self._reset_done = True
-        extra: dict[str, Any] = state["extra"]
-        return extra
-
-    def about(self) -> dict[str, Any]:
-        """What was asked for, JSON: the agent's name, its settings, seed, image shape, and the rest of its spec."""
-        return {
-            "agent": type(self).__name__,
-            "settings": dataclasses.asdict(self.settings),
-            "seed": self.seed,
-            "image_shape": list(self.spec.image_shape),
-            "grid": self.spec.grid,
-            "cells": self.spec.cells,
-            "patch_cells": self.spec.patch_cells,
-            "pixels": self.spec.pixels,
-        }
 
 
 def check_kinds(settings: Any) -> None:
@@ -409,34 +245,3 @@ def _check_kind(name: str, value: object, default: object) -> None:
 def as_tensor(value: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     """What an environment returned, numpy or (with `tensors=True`) a tensor, as a tensor on `device`."""
     return torch.as_tensor(value).to(device)
-
-
-def kind_of(state: Mapping[str, Any]) -> str | None:
-    """The name of the agent whose file was read into `state`, or None where it holds none."""
-    about = state.get("about") if isinstance(state, Mapping) else None
-    name = about.get("agent") if isinstance(about, Mapping) else None
-    return name if isinstance(name, str) else None
-
-
-def _attach(env: Any, kinds: tuple[str, ...]) -> tuple[MaskVectorEnv, GridSpec]:
-    inner = env.unwrapped if hasattr(env, "unwrapped") else env
-    if isinstance(inner, MaskEnv):
-        inner = MaskVectorEnv.over(inner.game)
-    if not isinstance(inner, MaskVectorEnv):
-        raise ConfigurationError(
-            f"this agent learns on MaskAug's own environments, got {type(inner).__name__}; make one with "
-            "gym.make_vec('MaskAug-…-v0', num_envs=N)"
-        )
-    rule = inner.game.rule
-    if rule.kind not in kinds:
-        raise ConfigurationError(
-            f"this agent plays action={' or '.join(map(repr, kinds))}, not {rule.kind!r}; make the environment so"
-        )
-    if inner.game.steps > 1:
-        raise ConfigurationError(f"this agent chooses one mask an episode, not steps={inner.game.steps}; use steps=1")
-    shape = inner.game.dataset.shape
-    if rule.kind != "pixel":
-        return inner, GridSpec(shape, rule.grid, rule.cells, rule.patch_cells)
-    if shape[1] != shape[2]:
-        raise ConfigurationError(f"masks of pixels need square images here, not {shape[1]}×{shape[2]}")
-    return inner, GridSpec(shape, shape[1], cells_for_area(rule.area, shape[1]), pixels=True)

@@ -230,7 +230,7 @@ class APGA(MaskAgent):
         self.averaged.module.load_state_dict(self.policy.state_dict())
 
     def check_env(self, env: MaskVectorEnv) -> None:
-        """See `MaskAgent.check_env`."""
+        """See `Agent.check_env`."""
         tries = env.game.repeat
         if self.settings.loss == "published" and tries != 1:
             raise ConfigurationError(

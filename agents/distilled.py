@@ -117,7 +117,7 @@ class Distilled(MaskAgent):
             return PlacePolicy(self.spec.image_shape[0], self.spec.grid, self.settings.width, self.settings.place)
 
     def check_length(self, total_timesteps: int) -> None:
-        """See `MaskAgent.check_length`: the judges' training comes out of it."""
+        """See `Agent.check_length`: the judges' training comes out of it."""
         fitted = self.settings.judges * self.settings.judge_updates * FitSettings().batch_size
         if self._judges is None and total_timesteps <= fitted:
             raise ConfigurationError(
@@ -127,7 +127,7 @@ class Distilled(MaskAgent):
 
     @property
     def own_judge(self) -> nn.Module | None:
-        """The bagged judges as one classifier; see `MaskAgent.own_judge`."""
+        """The bagged judges as one classifier; see `Agent.own_judge`."""
         if self._judges is None:
             return None
         return self._judges[0] if len(self._judges) == 1 else Ensemble(list(self._judges))
@@ -138,7 +138,7 @@ class Distilled(MaskAgent):
         return self._judges
 
     def check_env(self, env: MaskVectorEnv) -> None:
-        """See `MaskAgent.check_env`."""
+        """See `Agent.check_env`."""
         if env.game.whole.labels is None or len(env.game.whole.class_names) < 2:
             raise ConfigurationError(
                 f"{env.game.whole.name} has no labels of at least two classes, and the judges behind this masker need "

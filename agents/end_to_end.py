@@ -119,7 +119,7 @@ class EndToEnd(MaskAgent):
         return policy
 
     def check_env(self, env: MaskVectorEnv) -> None:
-        """See `MaskAgent.check_env`; asks the judge once whether its answer has a gradient."""
+        """See `Agent.check_env`; asks the judge once whether its answer has a gradient."""
         game = env.game
         if game.objective not in OBJECTIVES:
             raise ConfigurationError(

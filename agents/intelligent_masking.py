@@ -229,7 +229,7 @@ class IntelligentMasking(MaskAgent):
         return self.spec.patch_cells**2 if self.spec.patch_cells and self.settings.target == "cells" else 1
 
     def check_env(self, env: MaskVectorEnv) -> None:
-        """See `MaskAgent.check_env`."""
+        """See `Agent.check_env`."""
         if env.game.objective != "reconstruction":
             raise ConfigurationError(
                 f"this agent learns from reconstruction errors; make the environment with objective='reconstruction', "
@@ -237,7 +237,7 @@ class IntelligentMasking(MaskAgent):
             )
 
     def check_length(self, total_timesteps: int) -> None:
-        """See `MaskAgent.check_length`: the learning rate falls to 0 at `horizon`."""
+        """See `Agent.check_length`: the learning rate falls to 0 at `horizon`."""
         if self.horizon and self.num_timesteps + total_timesteps > self.horizon and self.settings.schedule == "linear":
             raise ConfigurationError(
                 f"this run is {self.horizon} timesteps long, its learning rate falls to 0 by then, and "

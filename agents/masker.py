@@ -10,23 +10,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskaug.agents.agent import MaskAgent, kind_of
 from maskaug.agents.apga import APGA
+from maskaug.agents.base import Agent, kind_of
 from maskaug.agents.checkpoint import CheckpointError, read_state
 from maskaug.agents.distilled import Distilled
 from maskaug.agents.end_to_end import EndToEnd
 from maskaug.agents.intelligent_masking import IntelligentMasking
+from maskaug.agents.sb3_agent import SB3Agent
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 
 #: every agent whose file `load_masker` and the command line can read.
-AGENTS: dict[str, type[MaskAgent]] = {
+AGENTS: dict[str, type[Agent]] = {
     "APGA": APGA, "IntelligentMasking": IntelligentMasking, "Distilled": Distilled,
-    "EndToEnd": EndToEnd,
+    "EndToEnd": EndToEnd, "SB3Agent": SB3Agent,
 }  # fmt: skip
 
 
-def load_agent(path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> MaskAgent:
+def load_agent(path: str | os.PathLike[str], env: Any = None, device: str | torch.device = "auto") -> Agent:
     """The agent that a file holds, whichever it is."""
     name = kind_of(read_state(path))
     if name not in AGENTS:
@@ -43,7 +44,7 @@ class Masker:
             masks of an agent that plays patches are sets of cells too.
     """
 
-    def __init__(self, agent: MaskAgent, area: float | None = None) -> None:
+    def __init__(self, agent: Agent, area: float | None = None) -> None:
         self.agent = agent
         self._patch = area is None and agent.spec.patch_cells > 0
         grid = agent.spec.grid

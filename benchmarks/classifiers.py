@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskaug.agents.agent import MaskAgent
 from maskaug.agents.apga import APGA
+from maskaug.agents.base import Agent
 from maskaug.agents.masker import Masker
 from maskaug.benchmarks.studies import StudyScores, mixed_studies, study_scores
 from maskaug.envs.datasets import ImageDataset
@@ -37,7 +37,7 @@ class ClassifierScores:
 
 
 def classifier_scores(
-    model: nn.Module, dataset: ImageDataset, device: torch.device, agent: MaskAgent | None = None, fill: str = "zero"
+    model: nn.Module, dataset: ImageDataset, device: torch.device, agent: Agent | None = None, fill: str = "zero"
 ) -> ClassifierScores:
     """How good a classifier is, by image and, where the data set has studies, by study.
 
@@ -76,9 +76,7 @@ def sentence(figures: Mapping[str, float], prefix: str) -> str:
 
 
 @torch.no_grad()
-def averaged_logits(
-    model: nn.Module, dataset: ImageDataset, device: torch.device, agent: MaskAgent, fill: str
-) -> Tensor:
+def averaged_logits(model: nn.Module, dataset: ImageDataset, device: torch.device, agent: Agent, fill: str) -> Tensor:
     """The mean of two softmaxes, of the clean image and of its aiding view: the authors' test time.
 
     With fill="noise" the noise is drawn from a fixed seed.
@@ -100,7 +98,7 @@ def averaged_logits(
     return torch.cat(parts).clamp(min=1e-12).log()
 
 
-def chosen_masks(agent: MaskAgent, images: Tensor) -> Tensor:
+def chosen_masks(agent: Agent, images: Tensor) -> Tensor:
     """The masks that the agent itself plays where nothing is drawn, (N, C, H, W) uint8 → (N, H, W) bool.
 
     Of the published loss what its threshold selects, of whatever area; of all others the cells that rank highest, or

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maskaug.agents.agent import MaskAgent
+from maskaug.agents.base import Agent
 from maskaug.envs.convergence import Patience
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
@@ -48,7 +48,7 @@ class EarlyStopping:
         """Whether it is enough."""
         return self.patience.over
 
-    def look(self, agent: MaskAgent) -> dict[str, float]:
+    def look(self, agent: Agent) -> dict[str, float]:
         """After an update: {"judge/val.accuracy", "….auroc", "….loss"}, NaN unless an epoch has just ended."""
         nothing = float("nan")
         scores = {"accuracy": nothing, "auroc": nothing, "loss": nothing}
@@ -57,13 +57,13 @@ class EarlyStopping:
             scores = evaluate_on_clean(model, self.val, self.game.dataset.images, device=self.game.device)
             if self.patience.better(scores):
                 self._best_epoch = self.patience.looks
-                self._masker, self._judge = _copy(agent.averaged.module), _copy(model)
+                self._masker, self._judge = _copy(agent.predictor), _copy(model)
         return {f"judge/val.{name}": value for name, value in scores.items()}
 
-    def put_best(self, agent: MaskAgent) -> None:
+    def put_best(self, agent: Agent) -> None:
         """Give the judge of the game and what `agent` predicts with the weights of the best epoch, if one has ended."""
         if self._judge:
-            agent.averaged.module.load_state_dict(self._masker)
+            agent.predictor.load_state_dict(self._masker)
             self.game.reward_model.model.load_state_dict(self._judge)
 
     def results(self) -> dict[str, float]:

@@ -64,7 +64,7 @@ def evaluate(run: Path, split: str, device: str, say: Print = print, *, tta: boo
     results |= {} if scores is None else scores.flat
     folder = RunFolder(run, asked, resume=True)
     folder.results(results)
-    heading = heading_of(asked["agent"], dataset, report)
+    heading = heading_of(agent.title, dataset, report)
     picture = masks_picture(agent, dataset, judge, fill, heading=heading)
     save_picture(str(run / "masks.png"), picture)
     for name, title in ((f"judge.{split}", "the judge"), (f"judge.{split}.tta", "with its aiding views")):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskaug.agents.agent import MaskAgent
+from maskaug.agents.base import Agent
 from maskaug.agents.masker import Masker
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.masking import filler, hide
@@ -20,7 +20,7 @@ from maskaug.envs.rewards import RewardModel
 
 
 def masks_picture(
-    agent: MaskAgent,
+    agent: Agent,
     dataset: ImageDataset,
     judge: RewardModel | None = None,
     fill: str = "zero",

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from maskaug.agents.agent import MaskAgent
-from maskaug.agents.heuristics import FixedMask, Heuristic, LocalVariance
+from maskaug.agents.heuristics import FixedMask, LocalVariance
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.training import env_keywords
@@ -51,35 +50,59 @@ class RegretSettings:
     agent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def one_seed(settings: RegretSettings, seed: int) -> dict[str, float]:
-    """Flat figures of one seed; "….normalised" is (achieved − random) ÷ (oracle − random) reward."""
-    play = {**env_keywords(settings.env_id, settings.env), "objective": "reconstruction", "action": "patch"}
+def frozen_reconstructor(
+    env_id: str, env: Mapping[str, Any], judge_updates: int, judge_lr: float, seed: int
+) -> dict[str, Any]:
+    """Keywords of the patch game against a reconstructor that has learnt from random patches and is frozen now."""
+    play = {**env_keywords(env_id, env), "objective": "reconstruction", "action": "patch"}
     keywords = {**play, "seed": seed}
     judge = make_judge("small", keywords.get("channels", 1), None, seed)
-    school = MaskVectorEnv(32, **{**keywords, "reward_model": judge, "judge_lr": settings.judge_lr})
+    school = MaskVectorEnv(32, **{**keywords, "reward_model": judge, "judge_lr": judge_lr})
     school.reset(seed=seed)
     school.action_space.seed(seed)
-    for _ in range(settings.judge_updates):
+    for _ in range(judge_updates):
         school.step(school.action_space.sample())
-    env = MaskVectorEnv(settings.num_envs, **{**keywords, "reward_model": judge, "joint": False})
+    return {**keywords, "reward_model": judge, "joint": False}
+
+
+def normalised_rewards(held_out: MaskVectorEnv, maskers: Mapping[str, Any]) -> dict[str, float]:
+    """How near each masker comes to the best patch.
+
+    Args:
+        held_out: an evaluation environment, action="patch".
+        maskers: name → whatever has `predict`.
+
+    Returns:
+        "random" and "oracle", the mean and the best reward of all patches; of each masker "….reward" and
+        "….normalised", (achieved − random) ÷ (oracle − random).
+    """
+    images = held_out.dataset.images
+    every = held_out.game.action_rewards(np.arange(len(held_out.dataset)))
+    random, oracle = float(every.mean()), float(every.max(1).mean())
+    result = {"random": random, "oracle": oracle}
+    chunk = at_once(*held_out.dataset.shape[1:])
+    for name, masker in maskers.items():
+        parts = [
+            masker.predict(np.array(images[first : first + chunk]), deterministic=True)[0]
+            for first in range(0, len(images), chunk)
+        ]
+        reward = float(every[np.arange(len(every)), np.concatenate(parts)].mean())
+        result[f"{name}.reward"] = reward
+        result[f"{name}.normalised"] = (reward - random) / (oracle - random)
+    return result
+
+
+def one_seed(settings: RegretSettings, seed: int) -> dict[str, float]:
+    """Flat figures of one seed; "….normalised" is (achieved − random) ÷ (oracle − random) reward."""
+    keywords = frozen_reconstructor(settings.env_id, settings.env, settings.judge_updates, settings.judge_lr, seed)
+    env = MaskVectorEnv(settings.num_envs, **keywords)
     agent = IntelligentMasking(env, seed=seed, **settings.agent)
     began = time.process_time()
     agent.learn(settings.timesteps)
     seconds = time.process_time() - began
-    held_out = env.evaluation(settings.split)
-    every = held_out.game.action_rewards(np.arange(len(held_out.dataset)))
-    images, chunk = held_out.dataset.images, at_once(*held_out.dataset.shape[1:])
-    others: dict[str, Heuristic] = {"local_variance": LocalVariance(agent.spec), "centre": FixedMask.centre(agent.spec)}
-    random, oracle = float(every.mean()), float(every.max(1).mean())
-    result = {"random": random, "oracle": oracle, "cpu_s": seconds, "steps_per_cpu_s": agent.num_timesteps / seconds}
-    maskers: dict[str, MaskAgent | Heuristic] = {"agent": agent, **others}
-    for name, masker in maskers.items():
-        parts = [np.array(images[i : i + chunk]) for i in range(0, len(images), chunk)]
-        actions = np.concatenate([masker.predict(part, deterministic=True)[0] for part in parts])
-        reward = float(every[np.arange(len(every)), actions].mean())
-        result[f"{name}.reward"] = reward
-        result[f"{name}.normalised"] = (reward - random) / (oracle - random)
-    return result
+    maskers = {"agent": agent, "local_variance": LocalVariance(agent.spec), "centre": FixedMask.centre(agent.spec)}
+    result = {"cpu_s": seconds, "steps_per_cpu_s": agent.num_timesteps / seconds}
+    return {**result, **normalised_rewards(env.evaluation(settings.split), maskers)}
 
 
 def regret(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from maskaug.agents.agent import MaskAgent
+from maskaug.agents.base import Agent
 from maskaug.agents.heuristics import LocalVariance
 from maskaug.benchmarks.errors import rank_correlation, true_errors
 from maskaug.benchmarks.masks import MaskReport, mask_report, measure
@@ -22,7 +22,7 @@ FEW = 32
 
 
 def report_on(
-    agent: MaskAgent, dataset: ImageDataset, train_set: ImageDataset, judge: RewardModel | None, fill: str
+    agent: Agent, dataset: ImageDataset, train_set: ImageDataset, judge: RewardModel | None, fill: str
 ) -> MaskReport:
     """The agent's masks on `dataset` beside their controls.
 
@@ -40,7 +40,7 @@ def report_on(
     return MaskReport.of(spec, len(dataset), measured)
 
 
-def correlations(agent: MaskAgent, dataset: ImageDataset, judge: RewardModel, fill: str) -> dict[str, float]:
+def correlations(agent: Agent, dataset: ImageDataset, judge: RewardModel, fill: str) -> dict[str, float]:
     """Does the Q-map know what is hard? Rank correlation with the true errors, beside that of local variance.
 
     {"<split>.correlation.agent", "<split>.correlation.local_variance"}, means over at most 128 images, fewer where they

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from maskaug.agents.apga import APGA
 from maskaug.agents.heuristics import InputGradient
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import write_json
 from maskaug.envs.judges import make_judge
@@ -47,15 +49,41 @@ class RetentionSettings:
     agent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def one_seed(settings: RetentionSettings, seed: int) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
-    """(flat figures, name → (M,) retention of each test image with a region) of one seed."""
-    keywords = {**env_keywords(settings.env_id, settings.env), "seed": seed}
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A classifier that was trained on the training split and is frozen.
+
+    Attributes:
+        keywords: of the game against it.
+        judge: it.
+        train: the training split.
+        test: the held-out test split.
+        seconds: CPU time of its training.
+    """
+
+    keywords: Mapping[str, Any]
+    judge: nn.Module
+    train: ImageDataset
+    test: ImageDataset
+    seconds: float
+
+
+def frozen_classifier(env_id: str, env: Mapping[str, Any], judge_updates: int, seed: int) -> Judged:
+    """Draw or split the data by `seed`, and train the judge of the benchmark."""
+    keywords = {**env_keywords(env_id, env), "seed": seed}
     train, val, test = (dataset_of({k: v for k, v in keywords.items()}, split) for split in ("train", "val", "test"))
     judge = make_judge("small", train.shape[0], len(train.class_names), seed)
     began = time.process_time()
-    fit_classifier(judge, train, val, FitSettings(updates=settings.judge_updates, seed=seed))
-    judge_seconds = time.process_time() - began
-    env = MaskVectorEnv(settings.num_envs, **{**keywords, "joint": False, "reward_model": judge})
+    fit_classifier(judge, train, val, FitSettings(updates=judge_updates, seed=seed))
+    seconds = time.process_time() - began
+    return Judged({**keywords, "joint": False, "reward_model": judge}, judge, train, test, seconds)
+
+
+def one_seed(settings: RetentionSettings, seed: int) -> tuple[dict[str, float], dict[str, npt.NDArray[np.float64]]]:
+    """(flat figures, name → (M,) retention of each test image with a region) of one seed."""
+    judged = frozen_classifier(settings.env_id, settings.env, settings.judge_updates, seed)
+    train, test, judge = judged.train, judged.test, judged.judge
+    env = MaskVectorEnv(settings.num_envs, **judged.keywords)
     agent = APGA(env, seed=seed, **settings.agent)
     began = time.process_time()
     agent.learn(settings.timesteps)
@@ -67,9 +95,9 @@ def one_seed(settings: RetentionSettings, seed: int) -> tuple[dict[str, float], 
     figures = {
         "judge_accuracy": quality["accuracy"],
         "judge_auroc": quality["auroc"],
-        "judge_cpu_s": judge_seconds,
+        "judge_cpu_s": judged.seconds,
         "apga_cpu_s": agent_seconds,
-        "cpu_ratio": agent_seconds / judge_seconds,
+        "cpu_ratio": agent_seconds / judged.seconds,
         **{f"retention.{name}": float(values.mean()) for name, values in kept.items()},
     }
     return figures, kept

@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from maskaug.agents.agent import MaskAgent
 from maskaug.agents.apga import APGA
+from maskaug.agents.base import Agent
 from maskaug.envs.convergence import ConvergeSettings, fit_until_converged
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.densenet import DenseNet169
@@ -37,7 +37,7 @@ def start_judge(game: MaskGame, imagenet: str | None) -> None:
     model.load_imagenet(imagenet)
 
 
-def start_agent(agent: MaskAgent, weights: Mapping[str, str]) -> None:
+def start_agent(agent: Agent, weights: Mapping[str, str]) -> None:
     """Put weights from a local file ("vgg11" or "ternausnet") into APGA's TernausNet."""
     given = {"vgg11": weights.get("vgg11"), "whole": weights.get("ternausnet")}
     if not any(given.values()):

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from maskaug.agents.apga import APGA
 from maskaug.agents.intelligent_masking import IntelligentMasking
+from maskaug.agents.sb3_agent import SB3Agent
 from maskaug.benchmarks.presets import APGA_PRESETS, apga_run
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import atomic_write
@@ -73,6 +74,32 @@ def environment_ratio(num_envs: int, rounds: int, action: str = "grid", repeat: 
                 functional.cross_entropy(judge(to_float(images)), labels, reduction="none").numpy()
 
     return ratio(bare, steps, rounds)
+
+
+def collection_ratio(num_envs: int, rounds: int, action: str = "patch") -> tuple[float, float, float]:
+    """Images per second while Stable-Baselines3's PPO collects a rollout ÷ images per second of the bare judge.
+
+    A rollout is its policy's passes, the adapter, the environment's steps and its buffer; the bare judge is as in
+    `environment_ratio`.
+    """
+    judge = make_judge("small", 1, 2, 0)
+    env = MaskVectorEnv(num_envs, n=500, action=action, joint=False, reward_model=judge, device="cpu")
+    agent = SB3Agent(env, algorithm="ppo", device="cpu")
+    agent.learn(2 * num_envs * (len(env.dataset) // num_envs + 1))
+    ppo, images = agent.algorithm, torch.from_numpy(np.array(env.dataset.images[:num_envs]))
+    assert env.dataset.labels is not None
+    labels = torch.from_numpy(env.dataset.labels[:num_envs])
+    _, callback = ppo._setup_learn(0, None, reset_num_timesteps=False)
+
+    def collect() -> None:
+        ppo.collect_rollouts(ppo.env, callback, ppo.rollout_buffer, ppo.n_steps)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for _ in range(ppo.n_steps):
+                functional.cross_entropy(judge(to_float(images)), labels, reduction="none").numpy()
+
+    return ratio(bare, collect, rounds)
 
 
 def agent_ratio(num_envs: int, rounds: int, joint: bool) -> tuple[float, float, float]:
@@ -233,6 +260,7 @@ def _all_ratios(num_envs: int, rounds: int) -> dict[str, tuple[float, float, flo
             num_envs, rounds, repeat=REPEAT
         ),
         f"environment steps ÷ bare judge, patch, N={num_envs}": environment_ratio(num_envs, rounds, "patch"),
+        f"Stable-Baselines3's PPO collecting ÷ bare judge, patch, N={num_envs}": collection_ratio(num_envs, rounds),
         **{
             f"APGA step ÷ unavoidable passes, {'joint' if joint else 'frozen judge'}, N={n}": agent_ratio(
                 n, rounds, joint

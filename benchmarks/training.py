@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import gymnasium as gym
 
-from maskaug.agents.agent import MaskAgent
+from maskaug.agents.base import Agent
 from maskaug.agents.masker import AGENTS
 from maskaug.benchmarks.classifiers import classifier_scores
 from maskaug.benchmarks.early_stopping import EarlyStopping, epoch_timesteps
@@ -141,7 +141,7 @@ def train(
     )
     game = vector.game
 
-    def judging(current: MaskAgent) -> RewardModel:
+    def judging(current: Agent) -> RewardModel:
         # The environment's judge has learnt nothing where the agent trains its own and plays no masks.
         own = None if "reward_model" in env else current.own_judge
         if own is None:
@@ -154,7 +154,7 @@ def train(
     if checkpoint is None:
         start_judge(game, files.get("imagenet"))
 
-    def new_agent() -> MaskAgent:
+    def new_agent() -> Agent:
         made = AGENTS[agent_name](vector, seed=seed, device=device, **settings)
         if checkpoint is None:
             start_agent(made, files)
@@ -195,8 +195,8 @@ def train(
     if agent.plays_no_masks:
         taught = "trained by the agent" if "reward_model" not in env else "not asked"
     say(
-        f"{agent_name} on {env_id}: {len(train_set)} images of {train_set.name} ({train_set.source}), "
-        f"{num_envs} × {game.repeat} masks an update, {epoch} an epoch, judge {taught}, {game.device}"
+        f"{agent.title} on {env_id}: {len(train_set)} images of {train_set.name} ({train_set.source}), "
+        f"{num_envs} at a time × {game.repeat} tries, {epoch} masks an epoch, judge {taught}, {game.device}"
     )
     results: dict[str, float] = {}
     if warm_start:
@@ -224,7 +224,7 @@ def train(
         agent.save_checkpoint(folder.checkpoint_path(agent.num_timesteps), **extra)
         folder.tidy()
 
-    def after_update(current: MaskAgent, metrics: Mapping[str, float]) -> bool:
+    def after_update(current: Agent, metrics: Mapping[str, float]) -> bool:
         nonlocal last_saved
         looked = {} if stopping is None else stopping.look(current)
         folder.log(current.num_timesteps, {**metrics, **looked})
@@ -264,7 +264,7 @@ def train(
         **(classifier_scores(judge, held_out, game.device).flat if classifies else {}),
     }
     folder.results(results)
-    heading = heading_of(agent_name, check_set, report)
+    heading = heading_of(agent.title, check_set, report)
     picture = masks_picture(agent, check_set, judged, game.fill, heading=heading)
     folder.image("masks", picture, agent.num_timesteps)
     save_picture(str(out / "masks.png"), picture)

@@ -32,6 +32,14 @@ def _check_render_mode(render_mode: str | None) -> str | None:
     return render_mode
 
 
+def _check_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    for known in AutoresetMode:
+        if mode in (known, known.name, known.value):
+            return known
+    names = ", ".join(repr(known.name) for known in AutoresetMode)
+    raise ConfigurationError(f"autoreset_mode={mode!r} is unknown; use one of {names}")
+
+
 def _observation_space(dataset: ImageDataset) -> spaces.Box:
     return spaces.Box(0, 255, dataset.shape, np.uint8)
 
@@ -40,7 +48,7 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     """N games side by side, judged in one batch. `gym.make_vec(id, num_envs=N)` makes it.
 
     **Description.** Each slot sees an image and chooses a mask; the judge says what the mask is worth; the next image
-    follows in the same step (SAME_STEP). Slot i, reset with seed s, sees what a single environment with seed s + i
+    follows, by default in the same step. Slot i, reset with seed s, sees what a single environment with seed s + i
     sees.
 
     **Observation.** Box(0, 255, (C, H, W), uint8): the image, with `steps` without what is selected already.
@@ -52,13 +60,18 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
     **Reward.** float32 (N,): the objective's gain, minus `area_price` times the two-sided price of leaving `area`.
     With `steps`, what a mask adds to the worth of those before it.
 
-    **Episode end.** Every step terminates, or with `steps=k` every k-th. `info["final_obs"]` holds the images with the
-    mask hidden, `info["final_info"]` the terms of the reward, of the slots in `info["_final_info"]`.
+    **Episode end.** Every step terminates, or with `steps=k` every k-th. What follows is up to `autoreset_mode`, as in
+    Gymnasium: "SAME_STEP" (default): the next image comes at once; `info["final_obs"]` holds the images with the mask
+    hidden, `info["final_info"]` the terms of the reward, of the slots in `info["_final_info"]`. "NEXT_STEP": the step
+    gives these themselves, and the one after it the next image, with reward 0, whatever its actions: every second step
+    judges nothing where `steps=1`. "DISABLED": a slot whose episode is over is to be reset,
+    `reset(options={"reset_mask": ended})`, before the next step.
 
     **Tensors.** With `tensors=True` all of this is tensors on the judge's device, observations and infos too, and
     actions may be: nothing crosses to the host but whether all is well.
 
-    **Arguments.** See `MaskGame`; and `render_mode`, None or "rgb_array" (a tuple of N frames).
+    **Arguments.** See `MaskGame`; and `render_mode`, None or "rgb_array" (a tuple of N frames), and `autoreset_mode`, a
+    name or Gymnasium's enum.
 
     **Defaults.** Images have 64×64 pixels, the real ones of MURA and of hip fractures 224×224. The grid has 8×8 cells,
     and 16×16 on images of 224×224 pixels unless patches are played. A stand-in is always of 64×64 pixels.
@@ -71,19 +84,34 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": 2, "autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **kwargs: Any) -> None:
-        self._play(MaskGame(num_envs, **kwargs), _check_render_mode(render_mode))
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+        **kwargs: Any,
+    ) -> None:
+        mode = _check_autoreset_mode(autoreset_mode)
+        if "max_episode_steps" in kwargs:
+            limit = kwargs["max_episode_steps"]
+            raise ConfigurationError(
+                f"max_episode_steps goes with gym.make; use steps={limit} for a batch whose episodes all end then"
+            )
+        self._play(MaskGame(num_envs, **kwargs), _check_render_mode(render_mode), mode)
 
     @classmethod
     def over(cls, game: MaskGame, render_mode: str | None = None) -> MaskVectorEnv:
         """An environment over an existing game, whose state it shares."""
         env = cls.__new__(cls)
-        env._play(game, _check_render_mode(render_mode))
+        env._play(game, _check_render_mode(render_mode), AutoresetMode.SAME_STEP)
         return env
 
-    def _play(self, game: MaskGame, render_mode: str | None) -> None:
+    def _play(self, game: MaskGame, render_mode: str | None, mode: AutoresetMode) -> None:
         self.render_mode, self.game, self.num_envs = render_mode, game, game.num_envs
-        self.autoreset_mode = AutoresetMode.SAME_STEP
+        self.autoreset_mode, self.metadata = mode, {**self.metadata, "autoreset_mode": mode}
+        # Of the modes other than SAME_STEP: the slots whose episode is over and that were not reset yet.
+        self._over = np.zeros(game.num_envs, np.bool_)
         self.single_observation_space = _observation_space(self.game.dataset)
         self.single_action_space = self.game.rule.space
         self.observation_space = batch_space(self.single_observation_space, game.num_envs)
@@ -96,7 +124,12 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         return self.game.dataset
 
     def evaluation(
-        self, split: str = "val", *, num_envs: int | None = None, dataset: ImageDataset | None = None
+        self,
+        split: str = "val",
+        *,
+        num_envs: int | None = None,
+        dataset: ImageDataset | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
     ) -> MaskVectorEnv:
         """The same game on held-out images, for `evaluate_policy`: it shares the judge, and never trains it.
 
@@ -107,7 +140,12 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             split: "train", "val", "test" or "all" of the data set that this environment loaded.
             num_envs: N; None takes this environment's.
             dataset: the held-out images, where this environment was made with `dataset=ImageDataset(...)`.
+            autoreset_mode: "SAME_STEP" whatever this environment's is, since agents and `as_vec_env` ask for it.
+
+        Raises:
+            ConfigurationError: `autoreset_mode` is unknown, or the images were given and `dataset` is not.
         """
+        mode = _check_autoreset_mode(autoreset_mode)
         game, rule = self.game, self.game.rule
         if dataset is None:
             if game.loaded is None:
@@ -131,10 +169,12 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
             reward_model=game.reward_model.model,
             sensitivity=game.sensitivity,
             only_class=game.only_class,
+            reward_terms=game.own_terms.functions,
             device=game.device,
             tensors=game.tensors,
             **dataclasses.asdict(game.acceleration),
             render_mode=self.render_mode,
+            autoreset_mode=mode,
             **keywords,
         )
 
@@ -155,7 +195,8 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
 
         Args:
             seed: slot i is seeded with seed + i, or with seed[i], where None asks the system for one.
-            options: {"reset_mask": (N,) bool}: only these slots go on to their next episode. Not together with a seed.
+            options: {"reset_mask": (N,) bool}: only these slots go on to their next episode. Not together with a seed,
+                and not with autoreset_mode="NEXT_STEP", which would reset some of them twice.
 
         Returns:
             (N, C, H, W) uint8 and the infos, each (N,).
@@ -171,6 +212,12 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
                 raise ConfigurationError(
                     "reset_mask continues a running game: reset all slots first, and give no seed with it"
                 )
+            if not mask.any():
+                raise ConfigurationError("reset_mask names no slot; give at least one True, or leave the reset out")
+            if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+                raise ConfigurationError(
+                    "with autoreset_mode='NEXT_STEP' slots are reset by the next step; use 'DISABLED' for reset_mask"
+                )
         if seed is None and not self.game.started:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         if seed is not None:
@@ -185,34 +232,58 @@ class MaskVectorEnv(VectorEnv[Images, Any, npt.NDArray[Any]]):
         else:
             self.game.advance(mask)
         self._last = None
+        self._over &= False if mask is None else ~mask
         return self.observe(), self._with_presence(self._info(*self.game.blank()))
 
     def step(
         self, actions: Any
     ) -> tuple[Images, npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
-        """Judge one action a slot, and show each slot its next image.
+        """Judge one action a slot, and show each slot its next image as `autoreset_mode` says.
 
         Raises:
             InvalidAction: nothing has changed then.
             JudgeError: the judge returned something that is not finite; nothing has changed then.
-            gymnasium.error.ResetNeeded: `reset` was never called.
+            gymnasium.error.ResetNeeded: `reset` was never called, or not of a slot that needs it.
         """
         if not self.game.started:
             raise gym.error.ResetNeeded("call reset() before the first step()")
-        outcome = self.game.play(self.game.rule.to_cells(actions, self.num_envs, tensors=self.game.tensors))
+        cells = self.game.rule.to_cells(actions, self.num_envs, tensors=self.game.tensors)
+        if self._over.any():
+            if self.autoreset_mode == AutoresetMode.DISABLED:
+                raise gym.error.ResetNeeded(
+                    f"the episodes of slots {np.flatnonzero(self._over)[:8].tolist()} are over: call "
+                    "reset(options={'reset_mask': terminated}) before the next step()"
+                )
+            # NEXT_STEP: all slots began together, so that all are over.
+            observation, info = self.reset()
+            still = self._convert(np.zeros(self.num_envs, np.bool_))
+            reward = self._convert(np.zeros(self.num_envs, np.float32))
+            return observation, reward, still, self._convert(np.zeros(self.num_envs, np.bool_)), info
+        outcome = self.game.play(cells)
         self._last = None if self.render_mode is None else outcome.copy()
-        ended = outcome.ended
-        self.game.advance(ended)
+        ended, same = outcome.ended, self.autoreset_mode == AutoresetMode.SAME_STEP
         judged = self._info(outcome.where, {**outcome.terms, "reward": outcome.reward})
-        reward, following = judged.pop("reward"), self._info(*self.game.blank())
+        reward = judged.pop("reward")
+        truncated = self._convert(np.zeros(self.num_envs, np.bool_))
         flags = self._convert(ended)
+        if not same:
+            self._over = ended.copy()
+            observation = self._convert(
+                torch.where(
+                    torch.from_numpy(ended).to(self.game.device)[:, None, None, None],
+                    outcome.hidden,
+                    self.game.observe(),
+                )
+            )
+            return observation, reward, flags, truncated, self._with_presence(judged)
+        self.game.advance(ended)
+        following = self._info(*self.game.blank())
         if not ended.all():
             for name, value in following.items():
                 value[~flags] = judged[name][~flags]
         info = self._with_presence(following)
         info["final_obs"], info["_final_obs"] = self._convert(outcome.hidden), self._convert(ended)
         info["final_info"], info["_final_info"] = self._with_presence(judged), self._convert(ended)
-        truncated = self._convert(np.zeros(self.num_envs, np.bool_))
         return self.observe(), reward, flags, truncated, info
 
     def observe(self) -> Any:

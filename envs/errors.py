@@ -37,3 +37,7 @@ class ConfigurationError(MaskAugError, ValueError):
 
 class JudgeError(MaskAugError, RuntimeError):
     """The reward model returned something that is not a reward (NaN, a wrong shape)."""
+
+
+class NonConformance(MaskAugError, AssertionError):  # noqa: N818 (it says what was found, as InvalidAction does)
+    """A vector environment that breaks Gymnasium's rules. Raised by `check_vector_env`."""

@@ -35,6 +35,7 @@ from maskaug.envs.masking import area_price as price_of_area
 from maskaug.envs.pictures import Pictures
 from maskaug.envs.reconstruction import ReconstructionReward
 from maskaug.envs.rewards import ClassifierReward, RewardModel, check_sensitivity
+from maskaug.envs.terms import RewardTerm, RewardTerms
 
 OBJECTIVES = (*ClassifierReward.objectives, *ReconstructionReward.objectives)
 
@@ -110,6 +111,9 @@ class MaskGame:
             what its last layer gets; see `ClassifierReward`. The clean images' features are kept on the device.
         visible_weight: weight of the visible pixels' error in what a reconstructor learns from, default 0 as in the
             paper; with joint=True and objective="reconstruction" only. The reward never knows of it.
+        reward_terms: terms of your own, name → function(images (N, C, H, W) uint8, mask (N, H, W) bool, labels (N,)
+            int64) → (N,), tensors on `device`. What it returns is added to the reward, and infos have it under its
+            name; see below.
         only_class: play only the images of this class (its name); None plays all. A classifier must then be frozen: one
             that learned from one class would answer with it always.
         repeat: tries on one image before the next, one episode each.
@@ -125,6 +129,12 @@ class MaskGame:
         compile: compile these passes by `torch.compile`; see below.
         seed: of splits, synthetic images, crops and a new judge's first weights. Episodes are seeded by `reset(seed=)`.
         **options: the data set's own keywords.
+
+    A term of `reward_terms` counts wherever the reward does: in `evaluation` environments, in `action_rewards` and the
+    oracle, and where a classifier learns along from its best-rewarded try (a reconstructor learns from every mask, with
+    its own loss). With `steps` the mask is all that is selected so far, and its worth's increase is earned. Checkpoints
+    hold the names and no code: an exact resume needs a game made with terms of the same names, and the same functions.
+    They should be functions of what they are given alone; one that is drawn at random makes a seed's game another one.
 
     `channels_last` and `compile` change a module that was brought along in place; games that share one are made with
     the same. On CUDA, `num_envs` and `judge_batch` that do not fit into the device's free memory are an error that says
@@ -155,6 +165,7 @@ class MaskGame:
         reward_model: Judge | Sequence[Judge] | None = None,
         sensitivity: str | None = None,
         visible_weight: float | None = None,
+        reward_terms: Mapping[str, RewardTerm] | None = None,
         only_class: str | None = None,
         repeat: int = 1,
         steps: int = 1,
@@ -259,6 +270,11 @@ class MaskGame:
             )  # fmt: skip
         if not compile:
             memory.check(self.judging.demands, self.device)
+        taken = {"index", "try", "label", "step", "reward", "price", "final_obs", "final_info", *self.judging.blank()}
+        # Those of the other kind of judge, of Gymnasium's and Stable-Baselines3's statistics, and of its ends.
+        taken |= {"cell_error", "episode", "terminal_observation"}
+        #: what the user adds to the reward.
+        self.own_terms = RewardTerms(reward_terms, {*taken, "area"})
         self._labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
         # The price of selecting 0, 1, … all cells.
         total = math.prod(self.rule.shape)
@@ -376,6 +392,11 @@ class MaskGame:
         under_way = torch.from_numpy(self._step > 0).to(self.device)
         return torch.where(under_way[:, None, None, None], self._seen, images)
 
+    @property
+    def selected(self) -> Tensor:
+        """(N, *rule.shape) bool, a copy: what this episode's masks so far have selected; with steps=1 nothing."""
+        return self._selected.clone()
+
     def _look(self) -> Scene:
         if self._scene is None:
             index, picture = self.index, self.picture
@@ -419,6 +440,8 @@ class MaskGame:
         if "kept" in self.reward_model.views:
             shown = self.reward_model.view(images, cells_to_mask(cells, *images.shape[2:]), filling)
         self._fetch_next()
+        # Before the judge, which may learn in the very same pass: where a term fails, nothing has changed.
+        own = self._own_terms(images, cells, scene.truth)
         terms = self.judging.judge(scene, cells, shown)
         count = cells.flatten(1).sum(1)
         terms = {"area": count / math.prod(self.rule.shape), **terms}
@@ -426,6 +449,9 @@ class MaskGame:
         if self.rule.price:
             terms["price"] = self._prices[count]
             worth = worth - terms["price"]
+        for name, value in own.items():
+            terms[name] = value
+            worth = worth + value
         where = self._where(scene)
         # From here on it has been played.
         self._step += 1
@@ -448,13 +474,24 @@ class MaskGame:
         where = {"index": scene.index.copy(), "try": self._try.copy(), "label": scene.labels.copy()}
         return {**where, "step": self._step.copy()} if self.steps > 1 else where
 
+    @property
+    def begun(self) -> npt.NDArray[np.bool_]:
+        """Which slots' episodes have no mask yet, (N,); a copy."""
+        return np.equal(self._step, 0)
+
     def blank(self) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, Tensor]]:
         """(where, terms) of slots whose mask is not chosen yet: the keys of `Outcome`, area 0 and every term 0."""
         terms = self.judging.blank()
         terms = {"area": torch.zeros_like(terms["gain"]), **terms}
         if self.rule.price:
             terms["price"] = torch.zeros_like(terms["gain"])
+        terms |= {name: torch.zeros_like(terms["gain"]) for name in self.own_terms.functions}
         return self._where(self._look()), terms
+
+    def _own_terms(self, images: Tensor, cells: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if not self.own_terms.functions:
+            return {}
+        return self.own_terms(images, cells_to_mask(cells, *images.shape[2:]), labels)
 
     def _noise(self, images: Tensor) -> Tensor:
         drawn = np.stack([rng.standard_normal(images.shape[1:], np.float32) for rng in self.rngs])
@@ -510,7 +547,10 @@ class MaskGame:
             pairs = torch.cartesian_prod(torch.arange(len(some)), torch.arange(len(every))).to(self.device)
             for rows, actions in (part.T for part in pairs.split(chunk)):  # type: ignore[no-untyped-call]
                 shown = self.reward_model.view(images[rows], masks[actions], filling[rows])
-                result[first + rows, actions] = gains(rows, shown, every[actions])
+                worth = gains(rows, shown, every[actions])
+                for value in self._own_terms(images[rows], every[actions], labels[rows]).values():
+                    worth = worth + value
+                result[first + rows, actions] = worth
         return result.cpu().numpy()
 
     def release(self) -> None:
@@ -549,7 +589,7 @@ class MaskGame:
             "patch_cells": self.rule.patch_cells, "area": self.rule.area, "area_price": self.rule.price,
             "flip": self.flip,
             "reward_model": kind_of(judge.model), "judge_lr": judge.lr if self.joint else None,
-            "sensitivity": self.sensitivity,
+            "sensitivity": self.sensitivity, "reward_terms": sorted(self.own_terms.functions) or None,
             "visible_weight": judge.visible_weight if isinstance(judge, ReconstructionReward) else None,
             # What is known of clean images is only true for it. Layout and compilation change the last bits alone, as
             # another machine does.

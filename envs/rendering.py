@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+
+from maskaug.envs.actions import is_number
+from maskaug.envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from maskaug.envs.game import MaskGame, Outcome
@@ -115,6 +120,45 @@ def render_step(game: MaskGame, outcome: Outcome | None, slot: int, side: int = 
 def save_picture(path: str, picture: Picture) -> None:
     """Write (h, w, 3) uint8 as PNG."""
     Image.fromarray(picture).save(path, format="PNG")
+
+
+def save_animation(frames: Sequence[Picture], path: str | os.PathLike[str], fps: float = 2) -> None:
+    """Write frames as an animated GIF that plays again and again; needs no video encoder.
+
+    Args:
+        frames: (h, w, 3) uint8 each, of one size: what `render()` returns, or `gymnasium.wrappers.RenderCollection`
+            has collected. Of a vector environment take one slot's, `render()[slot]`.
+        path: the file, *.gif; its folder is made where there is none.
+        fps: frames a second, 0.01 to 50: viewers slow faster ones down, and a GIF's waits are short.
+            Environments have `metadata["render_fps"]`.
+
+    Raises:
+        ConfigurationError: no frames, frames that are not pictures of one size, another kind of file, a wrong rate.
+    """
+    if Path(path).suffix.lower() != ".gif":
+        raise ConfigurationError(f"path={os.fspath(path)!r} must end in .gif; for other formats use RecordVideo")
+    if not (is_number(fps) and 0.01 <= fps <= 50):
+        raise ConfigurationError(f"fps={fps!r} must be a number from 0.01 to 50")
+    if len(frames) == 0:
+        raise ConfigurationError("there are no frames to write; make the environment with render_mode='rgb_array'")
+    for frame in frames:
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            seen = f"{frame.dtype} of shape {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise ConfigurationError(
+                f"frames must be (h, w, 3) uint8 each, got {seen}; of a vector environment take render()[slot]"
+            )
+    if len(sizes := {frame.shape for frame in frames}) > 1:
+        raise ConfigurationError(f"frames must all have one size, got {sorted(sizes)}")
+    # One palette for all: a palette a frame makes greys flicker.
+    pictures = [Image.fromarray(frame) for frame in frames]
+    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 16)])).quantize(
+        256, dither=Image.Dither.NONE
+    )
+    first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    # GIF counts hundredths of a second.
+    duration = 10 * round(100 / fps)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=duration, loop=0, optimize=False)
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -1,4 +1,4 @@
-"""The command line: `maskaug envs | train AGENT | evaluate RUN | pretrain | bench NAME | data check DATASET`.
+"""The command line: `maskaug envs | train AGENT | evaluate RUN | export ZIP | pretrain | bench NAME | data check NAME`.
 
 The same flags everywhere.
 """
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from maskaug.baselines import TRAIN_SB3, export
 from maskaug.bench import BENCHMARKS
 from maskaug.benchmarks.presets import apga_play, apga_run, intelligent_masking_play
 from maskaug.data import DATA
@@ -241,12 +242,15 @@ def envs() -> None:
 #: A command's result is the exit status; None: 0.
 COMMANDS: dict[str, Callable[..., int | None] | Mapping[str, Callable[..., int | None]]] = {
     "envs": envs,
-    "train": {"apga": train_apga, "intelligent-masking": train_intelligent_masking, "distilled": train_distilled},
+    "train": {
+        "apga": train_apga, "intelligent-masking": train_intelligent_masking, "distilled": train_distilled, **TRAIN_SB3,
+    },
+    "export": export,
     "evaluate": evaluate,
     "pretrain": pretrain,
     "bench": BENCHMARKS,
     "data": DATA,
-}
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -246,3 +246,49 @@ class IntelligentMaskingOptions(Options):
     replay_batch: int | None = None
     average: float | None = None
     mirror: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SB3Options(Options):
+    """Settings of Stable-Baselines3's algorithms; what is left out takes the default of `maskaug.agents.sb3_defaults`.
+
+    One that the algorithm does not have is an error that names those it has.
+
+    Attributes:
+        learning_rate: of the optimiser.
+        gamma: the discount; 0 where an episode is one mask, and 1 with `steps`.
+        n_steps: steps of all environments in a rollout (on-policy).
+        batch_size: masks in a step of the optimiser (all but A2C).
+        n_epochs: passes over a rollout (PPO and its relatives).
+        ent_coef: weight of the entropy (PPO and its relatives, A2C).
+        clip_range: of the ratio of probabilities (PPO and its relatives).
+        target_kl: how far an update may go (TRPO).
+        buffer_size: masks that are remembered (DQN, QR-DQN, SAC).
+        learning_starts: masks that are drawn at random first (DQN, QR-DQN, SAC).
+        train_freq: steps of all environments between updates (DQN, QR-DQN, SAC).
+        gradient_steps: steps of the optimiser in an update (DQN, QR-DQN, SAC).
+        exploration_initial_eps: share of random actions at the beginning (DQN, QR-DQN).
+        exploration_final_eps: and at the end (DQN, QR-DQN).
+        exploration_fraction: share of the run in which it falls (DQN, QR-DQN).
+        width: channels of the network's first stage, a multiple of 8.
+        grid: cells along each side of the network's map, for pixels and boxes, which are read from it; the
+            environment's grid. Grids and patches have theirs.
+    """
+
+    learning_rate: float | None = None
+    gamma: float | None = None
+    n_steps: int | None = None
+    batch_size: int | None = None
+    n_epochs: int | None = None
+    ent_coef: float | None = None
+    clip_range: float | None = None
+    target_kl: float | None = None
+    buffer_size: int | None = None
+    learning_starts: int | None = None
+    train_freq: int | None = None
+    gradient_steps: int | None = None
+    exploration_initial_eps: float | None = None
+    exploration_final_eps: float | None = None
+    exploration_fraction: float | None = None
+    grid: int | None = None
+    width: int | None = None

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from maskaug import load_masker
+from maskaug.agents.agent import MaskAgent
 from maskaug.agents.apga import APGA
 from maskaug.agents.distilled import Distilled
 from maskaug.agents.end_to_end import EndToEnd
@@ -389,6 +390,7 @@ def test_policies_follow_their_environment_and_a_masker_is_plain(
 
     agent.save(tmp_path / "masker.safetensors")
     masker = load_masker(tmp_path / "masker.safetensors")
+    assert isinstance(masker.agent, MaskAgent)
     assert masker.agent.acceleration == PLAIN
     assert not is_compiled(masker.agent.policy)
     plain = masker.agent.scores(images)

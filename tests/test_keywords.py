@@ -54,6 +54,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def share(images: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return mask.float().mean((1, 2))
+
+
 RECONSTRUCTION: Game = {"objective": "reconstruction"}
 CHANGES: list[tuple[Game, Game]] = [
     ({}, {"split": "val"}),
@@ -80,6 +84,8 @@ CHANGES: list[tuple[Game, Game]] = [
     ({}, {"fill": "mean"}),
     ({"fill": "mean"}, {"fill": "blur"}),
     ({}, {"fill": "noise"}),
+    ({}, {"reward_terms": {"own": share}}),
+    ({"reward_terms": {"own": share}}, {"reward_terms": {"other": share}}),
     ({}, {"judge_lr": 0.02}),
     ({}, {"judge_batch": 3}),
     ({}, {"repeat": 2}),

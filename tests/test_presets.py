@@ -302,7 +302,7 @@ def test_weights_from_files_reach_the_run(tmp_path: Path) -> None:
     words = ["train", "apga", "--out", str(tmp_path / "r"), *words, "--ternausnet", str(tmp_path / "whole.safetensors")]
     assert main([*words, "--total-timesteps", "4"]) == 0
     assert config(tmp_path / "r")["asked"]["weights"] == {"ternausnet": str(tmp_path / "whole.safetensors")}
-    policy = load_agent(tmp_path / "r" / "masker.safetensors", device="cpu").policy
+    policy = load_agent(tmp_path / "r" / "masker.safetensors", device="cpu").predictor
     wanted = load_file(tmp_path / "whole.safetensors")
     for name, value in policy.state_dict().items():
         torch.testing.assert_close(value, wanted[name], atol=1e-8, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,18 @@ from PIL import Image
 
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.rendering import MASK, REGION, label, mask_row, outline, save_picture, sheet, tint, to_rgb
+from maskaug.envs.rendering import (
+    MASK,
+    REGION,
+    label,
+    mask_row,
+    outline,
+    save_animation,
+    save_picture,
+    sheet,
+    tint,
+    to_rgb,
+)
 
 
 def has(picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], colour: tuple[int, int, int]) -> bool:
@@ -172,3 +184,64 @@ def test_without_a_render_mode_there_is_no_picture_and_windows_are_refused() -> 
     for make in (MaskEnv, MaskVectorEnv):
         with pytest.raises(ConfigurationError, match="use 'rgb_array'"):
             make(dataset=pictures(), grid=4, render_mode="human")
+
+
+def frames_of(count: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+    env = MaskEnv(dataset=pictures(4), reward_model=BrightnessJudge(), grid=4, render_mode="rgb_array", device="cpu")
+    env.action_space.seed(0)
+    shown = []
+    for seed in range(count):
+        env.reset(seed=seed)
+        env.step(env.action_space.sample())
+        shown.append(env.render())
+    return [frame for frame in shown if frame is not None]
+
+
+@pytest.mark.parametrize(("fps", "milliseconds"), [(2, 500), (10, 100), (50, 20), (0.01, 100_000)])
+def test_an_animation_shows_its_frames_one_after_the_other_again_and_again(
+    fps: float, milliseconds: int, tmp_path: Path
+) -> None:
+    frames = frames_of(6)
+    before = [frame.copy() for frame in frames]
+    save_animation(frames, tmp_path / "new" / "folder" / "masks.gif", fps)
+    np.testing.assert_array_equal(before, frames)
+    with Image.open(tmp_path / "new" / "folder" / "masks.gif") as gif:
+        assert gif.n_frames == 6  # type: ignore[attr-defined]
+        for i, frame in enumerate(frames):
+            gif.seek(i)
+            assert gif.info["duration"] == milliseconds
+            assert gif.info["loop"] == 0
+            # 256 colours for all frames: near, and much nearer than any other frame.
+            away = [np.abs(np.asarray(gif.convert("RGB")).astype(int) - other).mean() for other in frames]
+            assert away[i] < 4
+            assert np.argmin(away) == i
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frame).max() < 64
+
+
+def test_an_animation_is_a_gif(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"must end in \.gif; for other formats use RecordVideo"):
+        save_animation([np.full((8, 8, 3), 100, np.uint8)], tmp_path / "masks.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "message"),
+    [
+        ([], 2, "no frames to write; make the environment with render_mode"),
+        ([None], 2, "got NoneType"),
+        ([(np.zeros((8, 8, 3), np.uint8),)], 2, r"got tuple; of a vector environment take render\(\)\[slot\]"),
+        ([np.zeros((8, 8), np.uint8)], 2, r"got uint8 of shape \(8, 8\)"),
+        ([np.zeros((8, 8, 3), np.float32)], 2, "got float32"),
+        ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)], 2, "all have one size"),
+        ([np.zeros((8, 8, 3), np.uint8)], 0, "fps=0 must be"),
+        ([np.zeros((8, 8, 3), np.uint8)], 0.001, "fps=0.001 must be a number from 0.01 to 50"),
+        ([np.zeros((8, 8, 3), np.uint8)], 51, "fps=51 must be"),
+        ([np.zeros((8, 8, 3), np.uint8)], True, "fps=True must be"),
+    ],
+)
+def test_what_cannot_be_animated_is_said_and_no_file_is_left(
+    frames: Any, fps: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        save_animation(frames, tmp_path / "masks.gif", fps)
+    assert not list(tmp_path.iterdir())

@@ -6,9 +6,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.wrappers import vector as wrappers
 from marker_game import GRID, joint_env, marker_env
 from stable_baselines3 import A2C, DQN, PPO
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor, VecNormalize
 
 from maskaug.agents.sb3 import MaskVecEnv, as_vec_env
 from maskaug.envs.errors import ConfigurationError
@@ -156,3 +157,90 @@ def test_other_environments_are_refused_with_the_cure() -> None:
     sync = gym.make_vec("MaskAug-Synthetic-v0", num_envs=2, vectorization_mode="sync", n=40, image_size=40, grid=5)
     with pytest.raises(ConfigurationError, match="make_vec"):
         as_vec_env(sync)
+    with pytest.raises(ConfigurationError, match="got NoneType; make one with"):
+        as_vec_env(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"bogus": 1}, [{}, {"bogus": 1}, {}]])
+def test_options_that_would_do_nothing_are_refused(options: Any) -> None:
+    env = adapted()
+    with pytest.raises(ConfigurationError, match=r"bogus.* would do nothing: .*reset_mask"):
+        env.set_options(options)
+    env.set_options()
+    env.set_options([{}, {}, {}])
+    env.reset()
+
+
+def test_tensors_and_wrapped_spaces_are_refused_with_the_cure() -> None:
+    with pytest.raises(ConfigurationError, match="without tensors=True"):
+        adapted(tensors=True)
+    rescaled = wrappers.RescaleAction(marker_env(3, 1, action="box"), np.zeros(4, np.float32), np.ones(4, np.float32))
+    with pytest.raises(ConfigurationError, match="wrap what as_vec_env returns"):
+        as_vec_env(rescaled)
+
+
+def test_wrappers_of_gymnasium_are_played_through() -> None:
+    inner = marker_env(3, 1)
+    env = as_vec_env(wrappers.TransformReward(wrappers.RecordEpisodeStatistics(inner), lambda reward: 2 * reward))
+    env.seed(0)
+    env.reset()
+    _, reward, _, infos = env.step(np.eye(3, GRID * GRID, dtype=np.int8))
+    for r, info in zip(reward, infos, strict=True):
+        assert r == pytest.approx(2 * (info["gain"] - info["price"]), rel=1e-5)
+        # What the wrapper knows of the episode that has ended goes with it, as SB3's Monitor has it.
+        assert info["episode"]["l"] == 1
+        assert info["episode"]["r"] == pytest.approx(r / 2, rel=1e-5)
+    assert all("episode" not in info for info in env.reset_infos)
+
+
+def test_rewards_can_be_normalised() -> None:
+    env = VecNormalize(adapted(), norm_obs=False)
+    env.seed(0)
+    start = env.reset()
+    assert isinstance(start, np.ndarray)
+    assert start.dtype == np.uint8
+    for _ in range(8):
+        observation, reward, _, _ = env.step(random_actions(adapted()))
+    assert isinstance(observation, np.ndarray)
+    assert observation.dtype == np.uint8
+    np.testing.assert_allclose(reward, env.normalize_reward(env.get_original_reward()), rtol=1e-5)
+    assert not np.allclose(reward, env.get_original_reward())
+
+
+def test_every_action_that_selects_something_is_allowed() -> None:
+    grid, patch = adapted(), adapted(action="patch")
+    for env, count in ((grid, 2 * GRID * GRID), (patch, 9)):
+        env.reset()
+        assert env.has_attr("action_masks")
+        assert env.action_masks().shape == (3, count)
+        assert env.action_masks().all()
+        rows = env.env_method("action_masks", indices=[0, 2])
+        assert [row.shape for row in rows] == [(count,)] * 2
+        # A view that SB3 wraps is asked too.
+        assert np.stack(VecMonitor(env).env_method("action_masks")).shape == (3, count)
+    box = adapted(action="box")
+    assert not box.has_attr("action_masks")
+    with pytest.raises(ConfigurationError, match="no masks of actions"):
+        box.action_masks()
+
+
+def test_what_is_selected_already_is_not_offered_again() -> None:
+    grid = adapted(steps=2)
+    grid.reset()
+    action = np.zeros((3, GRID * GRID), np.int8)
+    action[1, 5] = 1
+    grid.step(action)
+    masks = grid.action_masks().reshape(3, GRID * GRID, 2)
+    assert masks[:, :, 0].all()
+    assert np.array_equal(masks[:, :, 1], action == 0)
+    assert not grid.env_method("action_masks", indices=1)[0].all()
+    grid.step(action)
+    assert grid.action_masks().all()  # the next image's
+    patch = adapted(action="patch", patch_cells=3, steps=5)  # four corners
+    patch.reset()
+    for corner in range(4):
+        patch.step(np.array([corner, 0, 0]))
+        expected = [[c > corner for c in range(4)], [False, True, True, True], [False, True, True, True]]
+        if corner == 3:
+            expected[0] = [True] * 4  # nothing is left to select: whatever
+        assert patch.action_masks().tolist() == expected
