@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maskaug.agents.agent import MaskAgent
 from maskaug.agents.apga import APGA
-from maskaug.agents.heuristics import InputGradient
+from maskaug.agents.saliency import InputGradient
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.pictures import masks_picture
 from maskaug.benchmarks.reports import all_scores

@@ -23,7 +23,8 @@ from maskaug.agents.apga import APGA
 from maskaug.agents.distilled import Distilled
 from maskaug.agents.end_to_end import EndToEnd
 from maskaug.agents.gradients import Gradient
-from maskaug.agents.heuristics import Cutout, GradCAM, InputGradient
+from maskaug.agents.heuristics import Cutout
+from maskaug.agents.saliency import GradCAM, InputGradient
 from maskaug.benchmarks.folds_table import folds_table, summary_of
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.reports import all_scores

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import nn
 
 from maskaug.agents.apga import APGA
-from maskaug.agents.heuristics import InputGradient
+from maskaug.agents.saliency import InputGradient
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords
