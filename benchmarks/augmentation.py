@@ -1,0 +1,218 @@
+"""Does training with masks help? The settings of `maskaug bench apga`: tasks × label budgets × seeds × arms.
+
+**Decoupled.** A judge learns from the few labelled images and is frozen; a masker is trained against it, on the same
+images; a new classifier learns from each image and from a second view of it, in which a share of the image is hidden.
+Arms differ in what is hidden, and in nothing else: same first weights, same images in the same order, same flips and
+shifts, same number of updates, same looks at the validation split. "none" shows the image alone, "none, twice" twice as
+many different images an update, as many passes as the arms with a second view have.
+
+**Joint.** Judge and masker learn along, as in APGA's paper (arXiv 1909.04108); the judge is what is scored.
+
+A masker's cells are ranked, and the second view keeps the best of them (APGA's aiding view). Random masks, Cutout and
+random erasing draw what they hide anew each time. Each learnt mask has a twin, "swapped": every image gets the mask of
+another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from maskaug.benchmarks.grid import Cell
+from maskaug.envs.errors import ConfigurationError
+
+#: arm → title. "none" shows no second view.
+TITLES = {
+    "none": "no masks",
+    "none_twice": "no masks, twice the images",
+    "random": "random cells",
+    "cutout": "Cutout",
+    "random_erasing": "random erasing",
+    "centre": "centre",
+    "mean_region": "mean training region (privileged)",
+    "brightness": "brightness",
+    "grad_cam": "Grad-CAM",
+    "input_gradient": "|input × gradient|",
+    "end_to_end": "end-to-end",
+    "apga_published": "APGA as published",
+    "apga": "APGA",
+    "ppo": "PPO",
+    "distilled": "distilled",
+    "oracle": "the true region (oracle)",
+}
+PLAIN = ("none", "none_twice")
+#: what is hidden is drawn anew for every view.
+DRAWN = ("random", "cutout", "random_erasing")
+#: maskers that look at the image, and so have a twin whose masks are swapped.
+LOOKING = ("brightness", "grad_cam", "input_gradient", "end_to_end", "apga_published", "apga", "ppo", "distilled")
+#: maskers that ask the judge.
+ASKING = LOOKING[1:]
+#: arms of the joint setting.
+JOINT = ("none", "random", "cutout", "centre", "apga_published", "apga", "ppo")
+SWAPPED = "_swapped"
+_WORKS = "maskaug.benchmarks.augmentation_cells"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Images with labels, and how they are divided.
+
+    Attributes:
+        name: of small letters, digits and "-"; part of the cells' folders.
+        env_id: a registered id.
+        env: keywords of the environment that choose the images and the grid (root, task, difficulty, image_size, …).
+        folds: into how many parts whole groups are dealt, each the test set once; seed s tests part s % folds of deal
+            s // folds. 0: the data set's own division, or 70/15/15 by group; synthetic images are drawn anew by seed.
+        val_share: with `folds`, of the images that are not tested, what is kept for validation.
+    """
+
+    name: str
+    env_id: str
+    env: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    folds: int = 0
+    val_share: float = 0.18
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigurationError(f"task {self.name!r} must be named by small letters, digits and '-'")
+        if self.folds == 1 or self.folds < 0:
+            raise ConfigurationError(f"folds={self.folds} must be 0 or at least 2")
+        if not 0 < self.val_share < 1:
+            raise ConfigurationError(f"val_share={self.val_share} must be between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How judges, maskers and classifiers are trained: the same for all arms.
+
+    Attributes:
+        judge: "small" or "densenet169": the network of judges and classifiers.
+        updates: of every classifier, and of the judge.
+        batch: images an update.
+        lr: peak learning rate of both, see `maskaug.envs.pretrain.FitSettings`.
+        timesteps: masks that a masker which plays has judged.
+        num_envs: images a batch, of maskers.
+        fill: what hidden pixels become in the second view: "zero", "mean" or "blur".
+        joint_updates: of the judge in the joint setting.
+        device: where everything runs.
+    """
+
+    judge: str = "small"
+    updates: int = 400
+    batch: int = 32
+    lr: float = 2e-3
+    timesteps: int = 9600
+    num_envs: int = 32
+    fill: str = "zero"
+    joint_updates: int = 400
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch", "timesteps", "num_envs", "joint_updates"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.fill not in ("zero", "mean", "blur"):
+            raise ConfigurationError(f"fill={self.fill!r} is no filling of second views; use zero, mean or blur")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """One block of a table: every combination of what it lists.
+
+    Attributes:
+        tasks: images.
+        shots: labelled images of each class; None: all of the training split.
+        seeds: which.
+        arms: of `TITLES`; in the joint setting of `JOINT`.
+        hidden: shares of the image that second views hide.
+        swapped: whether learnt masks also train a classifier with another image's mask.
+        joint: the joint setting, in which `hidden` says what aiding views hide.
+    """
+
+    tasks: Sequence[Task]
+    shots: Sequence[int | None]
+    seeds: Sequence[int]
+    arms: Sequence[str]
+    hidden: Sequence[float]
+    swapped: bool = True
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        known = JOINT if self.joint else tuple(TITLES)
+        if unknown := [arm for arm in self.arms if arm not in known]:
+            raise ConfigurationError(f"unknown arm {', '.join(unknown)}; use some of {', '.join(known)}")
+        for name in ("tasks", "shots", "seeds", "arms", "hidden"):
+            values = getattr(self, name)
+            if not values or len({str(v) for v in values}) < len(values):
+                raise ConfigurationError(f"{name} must name at least one, and none of them twice")
+        if not all(0 < share < 1 for share in self.hidden):
+            raise ConfigurationError(f"hidden={list(self.hidden)} must be shares between 0 and 1")
+        if any(seed < 0 for seed in self.seeds) or any(shots is not None and shots < 1 for shots in self.shots):
+            raise ConfigurationError("seeds must be at least 0, and shots at least 1")
+
+
+def cells(sweeps: Iterable[Sweep], training: Training, split: str = "test") -> list[Cell]:
+    """The grid's cells, each once: "<task>/<shots>/seed<s>/<what>".
+
+    "judge", "masks-<arm>" (scores of all images), and the classifiers "none", "<arm>-h25", "<arm>_swapped-h25", in the
+    joint setting "joint-<arm>-h25"; and "<task>/all/seed<s>/referee", on which deletion and insertion are measured.
+
+    Args:
+        sweeps: blocks; what two of them share is run once.
+        training: how.
+        split: "test", or "val" while choices are still made.
+    """
+    if split not in ("test", "val"):
+        raise ConfigurationError(f"split={split!r} is no part to score on; use test, or val while choosing")
+    found: dict[str, Cell] = {}
+    for sweep in sweeps:
+        # Seed by seed, so that a grid that is cut off has whole seeds.
+        for seed in sweep.seeds:
+            for task in sweep.tasks:
+                for shots in sweep.shots:
+                    base = {
+                        "task": dataclasses.asdict(task), "shots": shots, "seed": seed, "split": split,
+                        "training": dataclasses.asdict(training),
+                    }  # fmt: skip
+                    for cell in _of_one(sweep, task, base):
+                        found.setdefault(cell.name, cell)
+    return list(found.values())
+
+
+def folder_of(task: str, shots: int | None, seed: int) -> str:
+    """Where the cells of one task, budget and seed lie."""
+    return f"{task}/{'all' if shots is None else f'k{shots}'}/seed{seed}"
+
+
+def _of_one(sweep: Sweep, task: Task, base: Mapping[str, Any]) -> Iterable[Cell]:
+    folder, shots, seed = folder_of(task.name, base["shots"], base["seed"]), base["shots"], base["seed"]
+    if sweep.joint:
+        for arm in sweep.arms:
+            for share in sweep.hidden[: 1 if arm == "none" else None]:
+                name = f"{folder}/joint-{arm}-h{round(100 * share)}"
+                yield Cell(name, f"{_WORKS}:joint", {**base, "arm": arm, "hidden": share})
+        return
+    judge, referee = f"{folder}/judge", f"{folder_of(task.name, None, seed)}/referee"
+    asked = any(arm in ASKING for arm in sweep.arms)
+    if asked:
+        yield Cell(judge, f"{_WORKS}:judge", base)
+    if any(arm not in (*PLAIN, *DRAWN) for arm in sweep.arms):
+        yield Cell(referee, f"{_WORKS}:referee", {**base, "shots": None})
+    for arm in sweep.arms:
+        if arm in PLAIN:
+            yield Cell(f"{folder}/{arm}", f"{_WORKS}:classifier", {**base, "arm": arm})
+            continue
+        needs: tuple[str, ...] = ()
+        if arm not in DRAWN:
+            needs = (f"{folder}/masks-{arm}",)
+            yield Cell(
+                needs[0], f"{_WORKS}:masks", {**base, "arm": arm}, (referee, *([judge] if arm in ASKING else []))
+            )
+        twins = [arm, f"{arm}{SWAPPED}"] if sweep.swapped and arm in LOOKING else [arm]
+        for name in twins:
+            for share in sweep.hidden:
+                config = {**base, "arm": arm, "swapped": name != arm, "hidden": share}
+                yield Cell(f"{folder}/{name}-h{round(100 * share)}", f"{_WORKS}:classifier", config, needs)

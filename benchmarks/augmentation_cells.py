@@ -1,0 +1,215 @@
+"""What the cells of `maskaug.benchmarks.augmentation` do: one function for each kind, (config, folder, inputs) → figures.
+
+Beside its figures a cell leaves data.json (name, source, digest and licence of the images), and a classifier
+predictions.safetensors: "labels", "groups" and "probabilities" of every scored image, "averaged" with test-time
+averaging, "studies" where there are any.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from maskaug.benchmarks import augmentation_arms as arms
+from maskaug.benchmarks.augmentation import DRAWN, PLAIN, Task, Training
+from maskaug.benchmarks.curves import curve_aucs
+from maskaug.benchmarks.joint import train_joint
+from maskaug.benchmarks.mask_metrics import mask_figures
+from maskaug.benchmarks.metrics import classification_metrics
+from maskaug.benchmarks.reports import all_scores
+from maskaug.benchmarks.training import dataset_of, env_keywords
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.defaults import default_grid
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.files import write_json, write_safetensors
+from maskaug.envs.judges import load_judge, make_judge, save_judge
+from maskaug.envs.masking import cells_to_mask, filler, keep
+from maskaug.envs.networks import at_once, to_float
+from maskaug.envs.pretrain import FitSettings, as_writable, fit_classifier, predict_logits
+from maskaug.envs.statistics import has_statistics, reestimate_statistics
+
+JUDGE, SCORES, PREDICTIONS, DATA = "judge.safetensors", "scores.safetensors", "predictions.safetensors", "data.json"
+#: fillings of deletion and insertion.
+FILLS = ("zero", "mean", "blur")
+#: scored images that deletion and insertion are measured on, evenly spaced.
+MOST = 128
+Inputs = Mapping[str, Path]
+
+
+def parts(task: Task, shots: int | None, seed: int) -> dict[str, ImageDataset]:
+    """{"train", "val", "test"} of one repetition; with `shots` so many training images of each class."""
+    keywords = env_keywords(task.env_id, task.env)
+    if not task.folds:
+        found = {split: dataset_of({**keywords, "seed": seed}, split) for split in ("train", "val", "test")}
+    else:
+        # One set of images for all repetitions, crops included.
+        data = dataset_of({**keywords, "seed": 0}, "all")
+        deal, number = divmod(seed, task.folds)
+        part = data.splits(deal, (1 / task.folds,) * task.folds)
+        rest = data.subset(part != number, "train")
+        held_out = rest.splits(seed + 1, (1 - task.val_share, task.val_share)) == 1
+        found = {
+            "train": rest.subset(~held_out, "train"),
+            "val": rest.subset(held_out, "val"),
+            "test": data.subset(part == number, "test"),
+        }
+    if found["train"].labels is None:
+        raise ConfigurationError(f"task {task.name}: {found['train'].name} has no labels, and classifiers need them")
+    return found if shots is None else {**found, "train": found["train"].few(shots, seed)}
+
+
+class _Cell:
+    """What every cell begins with: its settings as objects, and its images."""
+
+    def __init__(self, config: Mapping[str, Any], folder: Path) -> None:
+        self.task, self.training = Task(**config["task"]), Training(**config["training"])
+        self.seed: int = config["seed"]
+        self.split: str = config["split"]
+        self.parts = parts(self.task, config["shots"], self.seed)
+        self.train, self.scored = self.parts["train"], self.parts[self.split]
+        play = env_keywords(self.task.env_id, self.task.env)
+        self.grid: int = play.get("grid") or default_grid("grid", self.train.shape[1:])
+        about = {k: getattr(self.train, k) for k in ("name", "source", "licence", "citation")}
+        counts = {name: len(part) for name, part in self.parts.items()}
+        digests = {f"digest_{name}": part.digest for name, part in self.parts.items()}
+        write_json(folder / DATA, {**about, "images": counts, "shape": list(self.train.shape), **digests})
+
+    def network(self, first_weights: int) -> nn.Module:
+        """A classifier with first weights drawn from a number of the seed's own."""
+        channels, classes = self.train.shape[0], len(self.train.class_names)
+        return make_judge(self.training.judge, channels, classes, 10 * self.seed + first_weights)
+
+    def fit(self, network: nn.Module, train: ImageDataset, **more: Any) -> float:
+        """Train `network` in place; the CPU seconds that it took."""
+        t = self.training
+        batch = more.pop("batch", t.batch)
+        settings = FitSettings(updates=t.updates, batch_size=batch, lr=t.lr, seed=self.seed)
+        began = time.process_time()
+        fit_classifier(network, train, self.parts["val"], settings, device=t.device, **more)
+        if has_statistics(network):
+            # What training saw has hidden parts.
+            reestimate_statistics(network, train.images, batch=at_once(*train.shape[1:]))
+        return time.process_time() - began
+
+    def score(self, network: nn.Module, folder: Path, kept: Tensor | None = None) -> dict[str, float]:
+        """Predictions into a file, and their figures; with masks also "averaged.…", test-time averaging."""
+        scored, device = self.scored, self.training.device
+        assert scored.labels is not None
+        found = {"probabilities": predict_logits(network, scored.images, device=device).double().softmax(1)}
+        if kept is not None:
+            aiding = _aiding_probabilities(network, scored, kept, self.training.fill, device)
+            found["averaged"] = (found["probabilities"] + aiding) / 2
+        kept_along = {"labels": as_writable(scored.labels), "groups": as_writable(scored.groups)}
+        if scored.studies is not None:
+            kept_along["studies"] = as_writable(scored.studies)
+        write_safetensors(folder / PREDICTIONS, {**found, **kept_along}, {})
+        plain = classification_metrics(found["probabilities"].numpy(), scored.labels, scored.studies)
+        if kept is None:
+            return plain
+        averaged = classification_metrics(found["averaged"].numpy(), scored.labels, scored.studies)
+        return {**plain, **{f"averaged.{k}": v for k, v in averaged.items()}}
+
+
+def judge(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, float]:
+    """A classifier of the labelled images, which maskers ask."""
+    return _judge(_Cell(config, folder), folder, 1)
+
+
+def referee(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, float]:
+    """A classifier of the whole training split that nobody learns from: deletion and insertion are measured on it."""
+    return _judge(_Cell(config, folder), folder, 2)
+
+
+def _judge(cell: _Cell, folder: Path, first_weights: int) -> dict[str, float]:
+    network = cell.network(first_weights)
+    seconds = cell.fit(network, cell.train)
+    save_judge(folder / JUDGE, network)
+    return {**cell.score(network, folder), "cpu_s": seconds}
+
+
+def masks(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, float]:
+    """A masker: its scores of the labelled and the scored images, and how good its masks are."""
+    cell = _Cell(config, folder)
+    arm, grid, seed = config["arm"], cell.grid, cell.seed
+    judges = [load_judge(path / JUDGE)[0] for name, path in inputs.items() if name.endswith("/judge")]
+    (referee,) = (load_judge(path / JUDGE)[0] for name, path in inputs.items() if name.endswith("/referee"))
+    began = time.process_time()
+    if arm == "oracle":
+        scores = {name: arms.oracle(part, grid, seed) for name, part in (("train", cell.train), ("scored", cell.scored))}
+    else:
+        ranker = arms.masker(arm, cell.train, judges[0] if judges else None, grid, cell.training, seed)
+        scores = {name: all_scores(ranker, part) for name, part in (("train", cell.train), ("scored", cell.scored))}
+    figures = {"cpu_s": time.process_time() - began}
+    if not all(np.isfinite(values).all() for values in scores.values()):
+        raise ConfigurationError(f"{arm} gave scores that are not finite; its judge cannot be used")
+    write_safetensors(folder / SCORES, {name: torch.from_numpy(values) for name, values in scores.items()}, {})
+    spec = arms.GridSpec(cell.train.shape, grid, arms.cells_for_area(arms.PLAYED_AREA, grid))
+    if cell.scored.outlined.any():
+        figures |= mask_figures(scores["scored"], cell.scored, cell.train, spec, seed)
+    some = np.unique(np.linspace(0, len(cell.scored) - 1, min(MOST, len(cell.scored))).astype(int))
+    rankings = {"own": scores["scored"][some], "random": _chance(len(some), grid, seed)}
+    for fill in FILLS:
+        found = curve_aucs(referee.to(cell.training.device), np.array(cell.scored.images[some]), rankings, fill)
+        for name, values in found.items():
+            figures |= {f"{what}.{fill}.{name}": float(v.mean()) for what, v in values.items()}
+    return figures
+
+
+def classifier(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, float]:
+    """A new classifier, trained on the images and their second views."""
+    cell = _Cell(config, folder)
+    arm, network = config["arm"], cell.network(3)
+    if arm in PLAIN:
+        twice = 2 if arm == "none_twice" else 1
+        seconds = cell.fit(network, cell.train, batch=twice * cell.training.batch)
+        return {**cell.score(network, folder), "cpu_s": seconds}
+    hidden, fill = config["hidden"], cell.training.fill
+    if arm in DRAWN:
+        view = arms.drawn_view(arm, cell.train, cell.grid, hidden, fill, cell.seed)
+        seconds = cell.fit(network, cell.train, view=view)
+        return {**cell.score(network, folder), "cpu_s": seconds}
+    (source,) = inputs.values()
+    kept = {k: arms.kept_cells(v.numpy(), hidden) for k, v in load_file(source / SCORES).items()}
+    if config["swapped"]:
+        kept = {name: cells[arms.exchanged(len(cells), cell.seed)] for name, cells in kept.items()}
+    seconds = cell.fit(network, cell.train, view=arms.kept_view(cell.train, kept["train"], fill))
+    return {**cell.score(network, folder, kept["scored"]), "cpu_s": seconds}
+
+
+def joint(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, float]:
+    """Judge and masker learn along; the judge is scored."""
+    cell = _Cell(config, folder)
+    arm, training = config["arm"], cell.training
+    player, keywords = arms.joint_player(arm, config["hidden"])
+    found = train_joint(
+        player, cell.train, cell.parts["val"], updates=training.joint_updates, batch=training.batch, seed=cell.seed,
+        device=training.device,
+        env={"grid": cell.grid, "fill": training.fill, "reward_model": cell.network(3), **keywords},
+    )  # fmt: skip
+    return {**cell.score(found.judge, folder), **found.figures}
+
+
+@torch.no_grad()
+def _aiding_probabilities(
+    network: nn.Module, dataset: ImageDataset, kept: Tensor, fill: str, device: str
+) -> Tensor:
+    # (N, C) float64: of the images with all but their own cells hidden.
+    network.eval()
+    chunk, found = at_once(*dataset.shape[1:]), []
+    for i in range(0, len(dataset), chunk):
+        images = as_writable(dataset.images[i : i + chunk]).to(device)
+        mask = cells_to_mask(kept[i : i + chunk], *images.shape[2:]).to(device)
+        found.append(network(to_float(keep(images, mask, filler(images, fill)))).double().softmax(1).cpu())
+    return torch.cat(found)
+
+
+def _chance(n: int, grid: int, seed: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng([seed, 0xDE1]).random((n, grid, grid), np.float32)
