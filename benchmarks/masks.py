@@ -138,20 +138,26 @@ def hits(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[s
             middles.append((total / cells.sum((1, 2))).long().clamp(max=size - 1))
         return regions[torch.arange(len(cells)), middles[0], middles[1]]
 
-    return _against_regions(hit, masks, dataset)
+    return against_regions(hit, masks, dataset)
 
 
 def retentions(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[str, npt.NDArray[np.float64]]:
     """Name → (M,) retention of every image that has a region, averaged over the draws."""
-    return _against_regions(
+    return against_regions(
         lambda cells, regions: retention(cells_to_mask(cells, *regions.shape[1:]), regions), masks, dataset
     )
 
 
-def _against_regions(
+def against_regions(
     measure: Callable[[Tensor, Tensor], Tensor], masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset
 ) -> dict[str, npt.NDArray[np.float64]]:
-    # Cells (m, g, g) and regions (m, H, W) → (m,), a few at a time: the regions may be more than memory holds.
+    """Name → `measure` of every image that has a region, averaged over the draws; empty where none has.
+
+    Args:
+        measure: cells (m, g, g) bool and regions (m, H, W) bool → (m, …).
+        masks: name → cells (N, g, g) bool, one for each draw.
+        dataset: the images; a few of their regions at a time, which may be more than memory holds.
+    """
     if dataset.regions is None or not dataset.outlined.any():
         return {}
     result: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in masks}
