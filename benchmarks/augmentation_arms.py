@@ -24,10 +24,9 @@ from maskaug.benchmarks.joint import Hiding, Player, nothing_hidden
 from maskaug.benchmarks.presets import apga_play
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
-from maskaug.envs.masking import cells_for_area, cells_to_mask, filler, hide, keep, mask_to_cells, top_cells
+from maskaug.envs.masking import cells_for_area, cells_to_mask, filler, hide, keep, top_cells
 from maskaug.envs.networks import to_float
 from maskaug.envs.pretrain import FitSettings, View, as_writable
-from maskaug.envs.rows import blocks
 
 Scores = npt.NDArray[np.float32]
 #: share that a masker which plays selects while it learns; its ranking then serves any area.
@@ -83,18 +82,6 @@ def masker(arm: str, train: ImageDataset, judge: nn.Module | None, grid: int, tr
     if arm == "distilled":
         return made.learn(4 * training.updates * FitSettings().batch_size + training.timesteps)
     return made.learn(training.timesteps) if hasattr(made, "learn") else made
-
-
-def oracle(dataset: ImageDataset, grid: int, seed: int) -> Scores:
-    """(N, g, g): the share of each cell that the known region covers; between cells that tie, chance decides.
-
-    So an image without a region keeps random cells.
-    """
-    regions = dataset.regions
-    assert regions is not None
-    shares = torch.cat([mask_to_cells(torch.from_numpy(block).double(), grid) for block in blocks(regions)])
-    chance = np.random.default_rng([seed, 0x0AC1E]).random(shares.shape)
-    return (shares.numpy() + 1e-6 * chance).astype(np.float32)
 
 
 def kept_cells(scores: Scores, hidden: float) -> Tensor:

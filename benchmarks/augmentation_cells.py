@@ -23,6 +23,7 @@ from maskaug.benchmarks.augmentation import DRAWN, PLAIN, Task, Training
 from maskaug.benchmarks.curves import curve_aucs
 from maskaug.benchmarks.joint import train_joint
 from maskaug.benchmarks.mask_metrics import mask_figures
+from maskaug.benchmarks.masks import oracle_scores
 from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords
@@ -143,7 +144,7 @@ def masks(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
     (referee,) = (load_judge(path / JUDGE)[0] for name, path in inputs.items() if name.endswith("/referee"))
     began = time.process_time()
     if arm == "oracle":
-        scores = {name: arms.oracle(part, grid, seed) for name, part in (("train", cell.train), ("scored", cell.scored))}
+        scores = {name: oracle_scores(part, grid, seed) for name, part in (("train", cell.train), ("scored", cell.scored))}
     else:
         ranker = arms.masker(arm, cell.train, judges[0] if judges else None, grid, cell.training, seed)
         scores = {name: all_scores(ranker, part) for name, part in (("train", cell.train), ("scored", cell.scored))}
