@@ -24,7 +24,8 @@ from torch import Tensor
 from maskaug.envs import memory
 from maskaug.envs.acceleration import Acceleration
 from maskaug.envs.actions import ActionRule, is_number
-from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
+from maskaug.envs.dataset_registry import dataset_options, load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.defaults import default_grid
 from maskaug.envs.ensemble import kind_of
 from maskaug.envs.errors import ConfigurationError
