@@ -20,7 +20,8 @@ from torch import Tensor
 from maskaug.envs.dataset_registry import load_dataset
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import MaskGame, Outcome
+from maskaug.envs.game import MaskGame
+from maskaug.envs.outcome import Outcome
 from maskaug.envs.rendering import render_step
 
 Images = npt.NDArray[np.uint8]
