@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
 from maskaug.agents.unwrapping import vector_env_of
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import resolve_device
 from maskaug.envs.masking import box_to_mask, cells_for_area, patch_scores, patch_to_cells, top_cells
 
 #: called after every update with the agent and its metrics; returning False ends the training.

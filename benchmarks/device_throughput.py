@@ -17,10 +17,10 @@ import torch
 from torch.nn import functional
 
 from maskaug.agents.agent import as_tensor
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import atomic_write
-from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import make_judge
 from maskaug.envs.networks import to_float
 

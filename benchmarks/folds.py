@@ -29,7 +29,8 @@ from maskaug.benchmarks.folds_table import folds_table, summary_of
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords, played
-from maskaug.envs.datasets import ImageDataset, dataset_options
+from maskaug.envs.dataset_registry import dataset_options
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.ensemble import Ensemble
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError

@@ -18,7 +18,8 @@ from maskaug.benchmarks.pictures import masks_picture
 from maskaug.benchmarks.reports import correlations, few_of, heading_of, report_on
 from maskaug.benchmarks.run import RunFolder
 from maskaug.benchmarks.starting import START, check_warm_start, start_agent, start_judge, warm_judge
-from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
+from maskaug.envs.dataset_registry import dataset_options, load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import MaskGame

@@ -17,9 +17,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import MaskGame, Outcome
+from maskaug.envs.game import MaskGame
+from maskaug.envs.outcome import Outcome
 from maskaug.envs.rendering import render_step
 
 Images = npt.NDArray[np.uint8]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import JudgeError
+from maskaug.envs.generators import generator_of
 from maskaug.envs.masking import cell_means, cells_to_mask, filler, keep
 from maskaug.envs.memory import Demand, Trial
 from maskaug.envs.pictures import Pictures
@@ -356,13 +357,6 @@ class ReconstructionJudging(Judging):
         device, grid = self.reward_model.device, self.rule.grid
         unknown = torch.full((self.num_envs, grid, grid), torch.nan, device=device)
         return {"gain": torch.zeros(self.num_envs, device=device), "cell_error": unknown}
-
-
-def generator_of(state: Mapping[str, Any]) -> np.random.Generator:
-    """A generator that goes on from a saved state."""
-    rng = np.random.Generator(np.random.PCG64())
-    rng.bit_generator.state = dict(state)
-    return rng
 
 
 def frozen_reward(

@@ -27,7 +27,7 @@ from maskaug.benchmarks.presets import intelligent_masking_play, pictures_of
 from maskaug.benchmarks.regret import RegretSettings, regret
 from maskaug.benchmarks.reports import all_scores, correlations, own_masks
 from maskaug.cli import main
-from maskaug.envs.datasets import load_dataset
+from maskaug.envs.dataset_registry import load_dataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import load_judge
