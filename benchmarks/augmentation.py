@@ -188,7 +188,7 @@ def folder_of(task: str, shots: int | None, seed: int) -> str:
 
 
 def _of_one(sweep: Sweep, task: Task, base: Mapping[str, Any]) -> Iterable[Cell]:
-    folder, shots, seed = folder_of(task.name, base["shots"], base["seed"]), base["shots"], base["seed"]
+    folder, seed = folder_of(task.name, base["shots"], base["seed"]), base["seed"]
     if sweep.joint:
         for arm in sweep.arms:
             for share in sweep.hidden[: 1 if arm == "none" else None]:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from maskaug.benchmarks.augmentation import PLAIN, SWAPPED, TITLES
 from maskaug.benchmarks.augmentation_cells import DATA, PREDICTIONS
-from maskaug.benchmarks.clustered_bootstrap import clustered_difference
+from maskaug.benchmarks.clustered_bootstrap import Method, clustered_difference
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.statistics import (
     Interval,
@@ -27,7 +27,7 @@ from maskaug.benchmarks.statistics import (
 
 METRIC = "auroc"
 #: chosen before anything was looked at: closer to its confidence with few runs, see `clustered_difference`.
-METHOD = "variances"
+METHOD: Method = "variances"
 #: figures of a classifier that tables show besides.
 OTHERS = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "averaged.auroc", "study.kappa")
 
@@ -180,7 +180,9 @@ def table(block: Block) -> dict[str, Any]:
             ]
         )  # fmt: skip
     clusters = "by group of the one data set" if block.shared else "by seed, each with images of its own, and image"
-    note = f"Images: {block.source}. AUROC on held-out images; intervals of paired differences are clustered {clusters}."
+    note = (
+        f"Images: {block.source}. AUROC on held-out images; intervals of paired differences are clustered {clusters}."
+    )
     empty = [i for i in range(len(columns)) if all(row[i] in ("", None) for row in rows)]
     return {
         "title": block.title,
@@ -252,8 +254,12 @@ def masks_table(
     for name in ("random", "centre", "mean_region", "ceiling"):
         if f"retention.{name}" not in first[0]:
             continue
-        kept = [float(np.mean([s[f"{what}.{name}"] for s in first])) for what in ("retention", "hit", "iou", "pointing")]
-        rows.append([f"control: {name.replace('_', ' ')}", len(first), kept[0], None, *kept[1:], *[""] * len(curves), None])
+        kept = [
+            float(np.mean([s[f"{what}.{name}"] for s in first])) for what in ("retention", "hit", "iou", "pointing")
+        ]
+        rows.append(
+            [f"control: {name.replace('_', ' ')}", len(first), kept[0], None, *kept[1:], *[""] * len(curves), None]
+        )
     budget = "all labels" if shots is None else f"{shots} labels a class"
     return {
         "title": f"{task}, {budget}: the masks themselves, 25 % of the image",

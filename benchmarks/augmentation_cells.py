@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from maskaug.agents.base import GridSpec
 from maskaug.benchmarks import augmentation_arms as arms
 from maskaug.benchmarks.augmentation import DRAWN, PLAIN, Task, Training
 from maskaug.benchmarks.curves import curve_aucs
@@ -32,7 +33,7 @@ from maskaug.envs.defaults import default_grid
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json, write_safetensors
 from maskaug.envs.judges import load_judge, make_judge, save_judge
-from maskaug.envs.masking import cells_to_mask, filler, keep
+from maskaug.envs.masking import cells_for_area, cells_to_mask, filler, keep
 from maskaug.envs.networks import at_once, to_float
 from maskaug.envs.pretrain import FitSettings, as_writable, fit_classifier, predict_logits
 from maskaug.envs.statistics import has_statistics, reestimate_statistics
@@ -41,7 +42,9 @@ JUDGE, SCORES, PREDICTIONS, DATA = "judge.safetensors", "scores.safetensors", "p
 #: fillings of deletion and insertion.
 FILLS = ("zero", "mean", "blur")
 #: scored images that deletion and insertion are measured on, evenly spaced.
-MOST = 128
+MOST = 64
+#: random rankings beside each.
+DRAWS = 2
 Inputs = Mapping[str, Path]
 
 
@@ -144,7 +147,9 @@ def masks(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
     (referee,) = (load_judge(path / JUDGE)[0] for name, path in inputs.items() if name.endswith("/referee"))
     began = time.process_time()
     if arm == "oracle":
-        scores = {name: oracle_scores(part, grid, seed) for name, part in (("train", cell.train), ("scored", cell.scored))}
+        scores = {
+            name: oracle_scores(part, grid, seed) for name, part in (("train", cell.train), ("scored", cell.scored))
+        }
     else:
         ranker = arms.masker(arm, cell.train, judges[0] if judges else None, grid, cell.training, seed)
         scores = {name: all_scores(ranker, part) for name, part in (("train", cell.train), ("scored", cell.scored))}
@@ -152,13 +157,19 @@ def masks(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
     if not all(np.isfinite(values).all() for values in scores.values()):
         raise ConfigurationError(f"{arm} gave scores that are not finite; its judge cannot be used")
     write_safetensors(folder / SCORES, {name: torch.from_numpy(values) for name, values in scores.items()}, {})
-    spec = arms.GridSpec(cell.train.shape, grid, arms.cells_for_area(arms.PLAYED_AREA, grid))
+    spec = GridSpec(cell.train.shape, grid, cells_for_area(arms.PLAYED_AREA, grid))
     if cell.scored.outlined.any():
         figures |= mask_figures(scores["scored"], cell.scored, cell.train, spec, seed)
-    some = np.unique(np.linspace(0, len(cell.scored) - 1, min(MOST, len(cell.scored))).astype(int))
-    rankings = {"own": scores["scored"][some], "random": _chance(len(some), grid, seed)}
+    return figures | _curves(cell, referee.to(cell.training.device), scores["scored"])
+
+
+def _curves(cell: _Cell, referee: nn.Module, scores: npt.NDArray[np.float32]) -> dict[str, float]:
+    # "deletion.zero.own" and the like, and those of random rankings of the same images.
+    some = np.unique(np.linspace(0, len(scores) - 1, min(MOST, len(scores))).astype(int))
+    chance = np.random.default_rng([cell.seed, 0xDE1]).random((DRAWS, *scores[some].shape), np.float32)
+    images, figures = np.array(cell.scored.images[some]), {}
     for fill in FILLS:
-        found = curve_aucs(referee.to(cell.training.device), np.array(cell.scored.images[some]), rankings, fill)
+        found = curve_aucs(referee, images, {"own": scores[some], "random": chance}, fill, seed=cell.seed)
         for name, values in found.items():
             figures |= {f"{what}.{fill}.{name}": float(v.mean()) for what, v in values.items()}
     return figures
@@ -199,9 +210,7 @@ def joint(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
 
 
 @torch.no_grad()
-def _aiding_probabilities(
-    network: nn.Module, dataset: ImageDataset, kept: Tensor, fill: str, device: str
-) -> Tensor:
+def _aiding_probabilities(network: nn.Module, dataset: ImageDataset, kept: Tensor, fill: str, device: str) -> Tensor:
     # (N, C) float64: of the images with all but their own cells hidden.
     network.eval()
     chunk, found = at_once(*dataset.shape[1:]), []
@@ -210,7 +219,3 @@ def _aiding_probabilities(
         mask = cells_to_mask(kept[i : i + chunk], *images.shape[2:]).to(device)
         found.append(network(to_float(keep(images, mask, filler(images, fill)))).double().softmax(1).cpu())
     return torch.cat(found)
-
-
-def _chance(n: int, grid: int, seed: int) -> npt.NDArray[np.float32]:
-    return np.random.default_rng([seed, 0xDE1]).random((n, grid, grid), np.float32)

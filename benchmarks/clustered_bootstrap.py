@@ -69,7 +69,7 @@ def clustered_difference(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """first − second, mean over the runs, with an interval over runs and groups.
+    """First − second, mean over the runs, with an interval over runs and groups.
 
     "pigeonhole": in every draw both runs and groups are drawn with replacement, independently, and an image's weight
     is the product of how often its run and its group were drawn; the interval lies between the percentiles. Where the

@@ -78,5 +78,5 @@ def _counts(labels: Labels, probabilities: Array, weights: Array) -> tuple[Array
 
 
 def _ratio(above: Array, below: Array) -> Array:
-    """above ÷ below, NaN where below is 0."""
+    """Above ÷ below, NaN where below is 0."""
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
