@@ -235,7 +235,7 @@ def settings_of(
     if preset not in PRESETS:
         raise ConfigurationError(f"preset={preset!r} is unknown; use one of {', '.join(PRESETS)}")
     base = PRESETS[preset]
-    if games is not None and (unknown := [name for name in games if name not in ARMS]) or games == ():
+    if (games is not None and (unknown := [name for name in games if name not in ARMS])) or games == ():
         raise ConfigurationError(f"games={unknown or 'none'} are unknown; use some of {', '.join(ARMS)}")
     chosen = {name: game for name, game in base.games.items() if games is None or name in games}
     missing: tuple[str, ...] = ()

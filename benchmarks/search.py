@@ -1,8 +1,8 @@
 """The best mask that a search finds: the upper mark where the masks of a game are too many to try them all.
 
-An 8×8 grid has 10^14 masks of a quarter of its cells. The search takes the cell that earns most, then the one that earns
-most beside it, and so on: g·g + (g·g − 1) + … judged masks an image, 904 for 16 of 64 cells. It asks the judge with the
-true label and is no masker; it is a lower bound of the best reward, and a reward above it is possible.
+An 8×8 grid has 10^14 masks of a quarter of its cells. The search takes the cell that earns most, then the one that
+earns most beside it, and so on: g·g + (g·g − 1) + … judged masks an image, 904 for 16 of 64 cells. It asks the judge
+with the true label and is no masker; it is a lower bound of the best reward, and a reward above it is possible.
 """
 
 from __future__ import annotations
