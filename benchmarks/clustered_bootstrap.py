@@ -1,0 +1,235 @@
+"""How sure a classifier's metric, or the difference between two arms, is: over runs and over patients at once.
+
+A run is one repetition: a seed or split, its training, and its test split's probabilities. Images of one patient, one
+study or one group of near-duplicates are right or wrong together, and a patient that is tested in several runs is easy
+or hard in all of them. Counting images as independent makes intervals too short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from maskaug.benchmarks.statistics import Interval, bootstrap_counts, percentile_interval
+from maskaug.benchmarks.weighted_metrics import METRICS
+from maskaug.envs.errors import ConfigurationError
+
+Array = npt.NDArray[np.float64]
+Method = Literal["pigeonhole", "variances"]
+
+#: numbers in the largest array of weights: 32 MB.
+CHUNK = 2**22
+
+
+class PairedRun(NamedTuple):
+    """What two arms said of one run's n test images; a plain tuple will do as well.
+
+    Attributes:
+        labels: (n,) integers, 0 … C − 1.
+        groups: (n,) integers or strings: the patient, study or near-duplicate group of each image.
+        first: (n, C) probabilities of the first arm.
+        second: (n, C) of the second.
+    """
+
+    labels: npt.NDArray[np.integer[Any]]
+    groups: npt.NDArray[Any]
+    first: npt.NDArray[np.floating[Any]]
+    second: npt.NDArray[np.floating[Any]]
+
+
+class Run(NamedTuple):
+    """What one arm said of one run's n test images; see `PairedRun`."""
+
+    labels: npt.NDArray[np.integer[Any]]
+    groups: npt.NDArray[Any]
+    probabilities: npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One run's groups (n,), and its figure: weights (B, n) → (B,), NaN where a class has no weight."""
+
+    groups: npt.NDArray[Any]
+    score: Callable[[Array], Array]
+
+
+def clustered_difference(
+    runs: Sequence[PairedRun | tuple[Any, Any, Any, Any]],
+    metric: str = "auroc",
+    *,
+    shared: bool,
+    method: Method = "pigeonhole",
+    draws: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """first − second, mean over the runs, with an interval over runs and groups.
+
+    "pigeonhole": in every draw both runs and groups are drawn with replacement, independently, and an image's weight
+    is the product of how often its run and its group were drawn; the interval lies between the percentiles. Where the
+    same group is tested in several runs (`shared`) it has one weight in all of them. Owen, "The pigeonhole bootstrap",
+    Annals of Applied Statistics 1(2), 2007: no bootstrap of two crossed factors is exact, and this one overestimates
+    the variance. It counts threefold what is due neither to the run nor to the group alone.
+
+    "variances": value ± Student's t (runs − 1) · √V with V = V(runs) + V(groups) − V(groups within runs), and at least
+    the larger of the first two. Cameron, Gelbach & Miller, "Robust inference with multiway clustering", Journal of
+    Business & Economic Statistics 29(2), 2011. V(runs) is that of the mean over runs, the others are from the
+    bootstrap. Closer to its confidence than the percentiles, and with fewer than ten runs the safer of the two.
+
+    Neither can know that training sets overlap: with splits of one data set see also `paired_interval`'s `test_share`.
+
+    A run in which a class drew no weight has no such metric (accuracy has) and is left out of that draw.
+
+    Args:
+        runs: at least two independent repetitions, both arms tested on the same images. Draws of labels within one
+            split are not independent: average their probabilities first.
+        metric: "auroc", "accuracy", "balanced_accuracy" or "macro_f1", see `weighted_metrics`.
+        shared: whether a group's name means the same patient in all runs, as in splits of one real data set. False:
+            every run has patients of its own, as where every seed makes its own data.
+        method: see above. Choose it before looking.
+        draws: how many resamples.
+        confidence: of the interval.
+        seed: of the resamples; the same seed draws the same runs and groups for all arms and metrics.
+
+    Raises:
+        ConfigurationError: fewer than two runs, or than two groups in one; arrays that do not fit together; a class
+            that a run does not test; or one in so few groups that most draws miss it.
+    """
+    measure = _measure(metric)
+    scored = []
+    for i, run in enumerate(runs):
+        labels, groups, (first, second) = _checked(i, metric, run[0], run[1], run[2:])
+        scored.append(
+            _Scored(
+                groups,
+                lambda w, y=labels, a=first, b=second: measure(y, a, w) - measure(y, b, w),  # type: ignore[misc]
+            )
+        )
+    return _interval(scored, shared, method, draws, confidence, seed)
+
+
+def clustered_metric(
+    runs: Sequence[Run | tuple[Any, Any, Any]],
+    metric: str = "auroc",
+    *,
+    shared: bool,
+    method: Method = "pigeonhole",
+    draws: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """One arm's metric, mean over the runs, with an interval over runs and groups.
+
+    Arguments and errors as those of `clustered_difference`. Two arms whose intervals overlap may differ all the same:
+    compare them with `clustered_difference`.
+    """
+    measure = _measure(metric)
+    scored = []
+    for i, run in enumerate(runs):
+        labels, groups, (probabilities,) = _checked(i, metric, run[0], run[1], run[2:])
+        scored.append(_Scored(groups, lambda w, y=labels, p=probabilities: measure(y, p, w)))  # type: ignore[misc]
+    return _interval(scored, shared, method, draws, confidence, seed)
+
+
+def _interval(runs: list[_Scored], shared: bool, method: Method, draws: int, confidence: float, seed: int) -> Interval:
+    if len(runs) < 2:
+        raise ConfigurationError(f"an interval over runs needs at least two, got {len(runs)}; run more seeds or splits")
+    if method not in ("pigeonhole", "variances"):
+        raise ConfigurationError(f"method={method!r} must be 'pigeonhole' or 'variances'")
+    if draws < 2 or not 0 < confidence < 1:
+        raise ConfigurationError(
+            f"draws={draws} must be at least 2, such as 2000, and confidence={confidence} between 0 and 1"
+        )
+    points = np.array([run.score(np.ones((1, len(run.groups))))[0] for run in runs])
+    value = float(points.mean())
+    of_runs, of_groups, of_cells = np.random.SeedSequence(seed).spawn(3)
+    values = _draw_groups(runs, shared, draws, of_groups)
+    if method == "pigeonhole":
+        weights = bootstrap_counts(np.random.default_rng(of_runs), draws, len(runs))
+        return percentile_interval(value, _mean(values, weights), confidence)
+    # With groups of their own in every run, V(groups) is V(groups within runs).
+    within = _draw_groups(runs, False, draws, of_cells) if shared else values
+    by_run = float(points.var(ddof=1)) / len(runs)
+    by_group = float(_mean(values, np.ones_like(values)).var(ddof=1))
+    by_cell = float(np.nanvar(within, axis=0, ddof=1).sum()) / len(runs) ** 2
+    variance = max(by_run + by_group - by_cell, by_run, by_group)
+    reach = float(stats.t.ppf((1 + confidence) / 2, len(runs) - 1)) * math.sqrt(variance)
+    return Interval(value, value - reach, value + reach)
+
+
+def _draw_groups(runs: list[_Scored], shared: bool, draws: int, seeds: np.random.SeedSequence) -> Array:
+    """Every run's figure in every draw of groups: (draws, runs), NaN where a class has no weight."""
+    if shared:
+        names, flat = np.unique(np.concatenate([run.groups for run in runs]), return_inverse=True)
+        codes = np.split(flat, np.cumsum([len(run.groups) for run in runs])[:-1])
+        sizes = [len(names)]
+    else:
+        codes = [np.unique(run.groups, return_inverse=True)[1] for run in runs]
+        sizes = [int(code.max()) + 1 for code in codes]
+    # A generator for every population, so that what is drawn depends neither on the chunks nor on the other runs.
+    rngs = [np.random.default_rng(seed) for seed in seeds.spawn(len(sizes))]
+    values = np.empty((draws, len(runs)))
+    rows = max(1, CHUNK // max(*sizes, *(len(code) for code in codes)))
+    for start in range(0, draws, rows):
+        part = slice(start, min(start + rows, draws))
+        counts = np.empty(0)
+        for i, (run, code) in enumerate(zip(runs, codes, strict=True)):
+            if i < len(sizes):
+                counts = bootstrap_counts(rngs[i], part.stop - part.start, sizes[i])
+            values[part, i] = run.score(counts[:, code])
+    return values
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    """Weighted mean over the runs whose value is known, of the draws that have one: (at most draws,)."""
+    known = np.isfinite(values)
+    total = np.sum(weights * known, axis=1)
+    some = total > 0
+    if some.mean() < 0.5:
+        raise ConfigurationError(
+            f"only {some.sum()} of {len(some)} draws hold every class in any run: a class is in too few groups for an "
+            "interval; test more groups, or compare accuracy"
+        )
+    return np.sum(weights * np.where(known, values, 0), axis=1)[some] / total[some]
+
+
+def _measure(metric: str) -> Callable[[npt.NDArray[np.int64], Array, Array], Array]:
+    if metric not in METRICS:
+        raise ConfigurationError(f"metric={metric!r} must be one of {', '.join(METRICS)}")
+    return METRICS[metric]
+
+
+def _checked(
+    number: int, metric: str, labels: Any, groups: Any, probabilities: Sequence[Any]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], list[Array]]:
+    y, g, arms = np.asarray(labels), np.asarray(groups), [np.asarray(p, np.float64) for p in probabilities]
+    shape = arms[0].shape
+    if len(shape) != 2 or shape[1] < 2 or any(p.shape != shape for p in arms):
+        raise ConfigurationError(
+            f"run {number}: probabilities must be (images, classes), two classes or more, the same of both arms, got "
+            f"{[p.shape for p in arms]}"
+        )
+    if y.shape != shape[:1] or g.shape != shape[:1] or y.dtype.kind not in "iu" or g.dtype.kind not in "iuUS":
+        raise ConfigurationError(
+            f"run {number}: labels must be {shape[0]} integers and groups as many integers or strings, got {y.dtype} "
+            f"{y.shape} and {g.dtype} {g.shape}"
+        )
+    if len(np.unique(g)) < 2:
+        raise ConfigurationError(f"run {number}: an interval over groups needs at least two groups of test images")
+    if y.min() < 0 or y.max() >= shape[1] or not all(np.isfinite(p).all() for p in arms):
+        raise ConfigurationError(
+            f"run {number}: labels must be 0 to {shape[1] - 1}, one for each column of probabilities, and these finite"
+        )
+    missing = sorted(set(range(shape[1])) - set(y.tolist()))
+    if missing and metric != "accuracy":
+        raise ConfigurationError(
+            f"run {number}: no test image of class {missing[0]}, so that its {metric} is unknown; split by class, or "
+            "compare accuracy"
+        )
+    return y.astype(np.int64), g, arms
