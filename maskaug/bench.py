@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
+from maskaug.bench_algorithms import bench_algorithms
 from maskaug.benchmarks.presets import apga_play, pictures_of
 from maskaug.options import (
     APGAOptions,
@@ -99,44 +100,6 @@ def bench_regret(
         split=split, agent=agent.given(),
     )  # fmt: skip
     regret(settings, seeds, out)
-
-
-def bench_sb3(
-    game: Literal["reconstruction", "classification"] = "reconstruction",
-    seeds: int = 3,
-    arms: tuple[str, ...] | None = None,
-    total_timesteps: int | None = None,
-    judge_updates: int | None = None,
-    split: Split = "test",
-    out: Path | None = None,
-    env_id: str = "MaskAug-Synthetic-v0",
-    env: EnvOptions = EnvOptions(),
-) -> None:
-    """Stable-Baselines3's algorithms beside our own agents, on a frozen judge, with the same number of judged masks.
-
-    Args:
-        game: reconstruction (one patch, normalised reward) or classification (a quarter of the cells, retention).
-        seeds: how many, from 0; each draws its own images and judge.
-        arms: intelligent_masking or apga, algorithms (dqn, ppo, a2c, trpo, …), and as Stable-Baselines3 has them
-            (ppo_default, …); the others are compared with the first.
-        total_timesteps: masks that each arm has judged; 8 192, or 20 000 of classification.
-        judge_updates: of the judge before it is frozen; 800, or 1 500 of a classifier.
-        split: the images that are scored.
-        out: a JSON file for every figure of every seed.
-        env_id: whose images; on built-in ones, 3 000 of ultrasound in the reconstruction game.
-        env: the environment.
-    """
-    from maskaug.benchmarks.sb3_comparison import ARMS, ComparisonSettings, comparison
-
-    restores = game == "reconstruction"
-    play = pictures_of(env_id, env.given()) if restores else {**apga_play({}), **env.given()}
-    play = {k: v for k, v in play.items() if k != "repeat"}
-    comparison(
-        ComparisonSettings(
-            game, env_id, play, judge_updates or (800 if restores else 1500),
-            total_timesteps or (8192 if restores else 20_000), arms or ARMS[game], split,
-        ), seeds, out,
-    )  # fmt: skip
 
 
 def bench_intelligent_masking(
@@ -329,6 +292,6 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "device": bench_device,
     "data": bench_data,
     "regret": bench_regret,
-    "sb3": bench_sb3,
+    "algorithms": bench_algorithms,
     "intelligent-masking": bench_intelligent_masking,
 }
