@@ -276,11 +276,13 @@ class MaskGame:
         #: what the user adds to the reward.
         self.own_terms = RewardTerms(reward_terms, {*taken, "area"})
         self._labels = np.full(len(dataset), -1, np.int64) if dataset.labels is None else dataset.labels
-        # The price of selecting 0, 1, … all cells.
+        # The area of 0, 1, … all cells, and the price of selecting so many.
         total = math.prod(self.rule.shape)
         shares = torch.arange(total + 1) / total
-        self._prices = (self.rule.price * price_of_area(shares, self.rule.area)).to(self.device)
+        prices = self.rule.price * price_of_area(shares, self.rule.area)
+        self._shares_and_prices = torch.stack([shares, prices]).to(self.device)
         n = len(dataset)
+        self._rows = np.arange(num_envs)
         self.rngs: list[np.random.Generator] = []
         self._order = np.zeros((num_envs, n), np.int64)
         self._position = np.zeros(num_envs, np.int64)
@@ -327,7 +329,7 @@ class MaskGame:
     @property
     def index(self) -> npt.NDArray[np.int64]:
         """(N,) the images that the slots see now, as positions in `dataset`."""
-        return self._order[np.arange(self.num_envs), self._position]
+        return self._order[self._rows, self._position]
 
     @property
     def picture(self) -> npt.NDArray[np.int64]:
@@ -374,8 +376,8 @@ class MaskGame:
         if not ended.any():
             return
         done = np.flatnonzero(ended)
+        self.judging.ended(done, self.picture if self._scene is None else self._scene.picture)
         self._scene = None
-        self.judging.ended(done, self.picture)
         self._try[done] = 0
         self._position += ended
         for slot in np.flatnonzero(self._position == len(self.dataset)):
@@ -399,7 +401,8 @@ class MaskGame:
 
     def _look(self) -> Scene:
         if self._scene is None:
-            index, picture = self.index, self.picture
+            index = self.index
+            picture = index + len(self.dataset) * self._flipped
             images, labels = self.pictures.at(picture), self._labels[index]
             filling = None if self.fill == "noise" else filler(images, self.fill)
             truth = torch.from_numpy(labels).to(self.device)
@@ -444,11 +447,12 @@ class MaskGame:
         own = self._own_terms(images, cells, scene.truth)
         terms = self.judging.judge(scene, cells, shown)
         count = cells.flatten(1).sum(1)
-        terms = {"area": count / math.prod(self.rule.shape), **terms}
+        area, price = self._shares_and_prices.index_select(1, count)
+        terms = {"area": area, **terms}
         worth = terms["gain"]
         if self.rule.price:
-            terms["price"] = self._prices[count]
-            worth = worth - terms["price"]
+            terms["price"] = price
+            worth = worth - price
         for name, value in own.items():
             terms[name] = value
             worth = worth + value
@@ -457,7 +461,10 @@ class MaskGame:
         self._step += 1
         ended = self._step == self.steps
         # Copies: what is handed out may be written into.
-        reward = worth - self._worth if self.steps > 1 else worth.clone()
+        if self.steps > 1:
+            reward = worth - self._worth
+        else:
+            reward = worth.clone() if worth is terms["gain"] else worth
         if self.steps > 1:
             self._selected, self._worth, self._seen = cells, worth.clone(), hidden.clone()
         self.judging.remember(worth, cells, ended)
@@ -465,10 +472,12 @@ class MaskGame:
 
     def _fetch_next(self) -> None:
         # While the judge works. Whoever has seen all images draws a new order first: those are not known yet.
+        if not self.pictures.fetches:
+            return
         over = (self._step + 1 == self.steps) & (self._try + 1 == self.repeat)
         following = self._position + over
         if over.any() and (following < len(self.dataset)).all():
-            self.pictures.fetch(self._order[np.arange(self.num_envs), following])
+            self.pictures.fetch(self._order[self._rows, following])
 
     def _where(self, scene: Scene) -> dict[str, npt.NDArray[np.int64]]:
         where = {"index": scene.index.copy(), "try": self._try.copy(), "label": scene.labels.copy()}
@@ -481,11 +490,9 @@ class MaskGame:
 
     def blank(self) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, Tensor]]:
         """(where, terms) of slots whose mask is not chosen yet: the keys of `Outcome`, area 0 and every term 0."""
-        terms = self.judging.blank()
-        terms = {"area": torch.zeros_like(terms["gain"]), **terms}
-        if self.rule.price:
-            terms["price"] = torch.zeros_like(terms["gain"])
-        terms |= {name: torch.zeros_like(terms["gain"]) for name in self.own_terms.functions}
+        names = ["area", *(["price"] if self.rule.price else []), *self.own_terms.functions]
+        area, *others = torch.zeros(len(names), self.num_envs, device=self.device)
+        terms = {"area": area, **self.judging.blank(), **dict(zip(names[1:], others, strict=True))}
         return self._where(self._look()), terms
 
     def _own_terms(self, images: Tensor, cells: Tensor, labels: Tensor) -> dict[str, Tensor]:
