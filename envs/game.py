@@ -461,11 +461,9 @@ class MaskGame:
         self._step += 1
         ended = self._step == self.steps
         # Copies: what is handed out may be written into.
+        reward = worth.clone() if worth is terms["gain"] else worth
         if self.steps > 1:
             reward = worth - self._worth
-        else:
-            reward = worth.clone() if worth is terms["gain"] else worth
-        if self.steps > 1:
             self._selected, self._worth, self._seen = cells, worth.clone(), hidden.clone()
         self.judging.remember(worth, cells, ended)
         return Outcome(reward, where, scene.picture.copy(), terms, cells, ended, hidden, shown)

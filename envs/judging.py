@@ -129,7 +129,7 @@ class Judging(ABC):
         self._loss = float(state["loss"])
 
     def _refuse_infinite(self, gain: Tensor, index: npt.NDArray[np.int64]) -> None:
-        # One question for all: a sum with something infinite in it is not finite. Which they are is asked only then, and
+        # One question for all: a sum with something infinite in it is not finite. Which they are is asked only then;
         # where finite ones alone are too large for their sum, there are none.
         if not math.isfinite(float(gain.sum())):
             self._refuse(index[~gain.isfinite().cpu().numpy()])
