@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -388,8 +389,8 @@ class MaskEnv(gym.Env[Images, Any]):
 
 
 def on_host(terms: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float32]]:
-    """Tensors (N, …) float32 → arrays of the same shapes, in one transfer."""
-    if all(value.device.type == "cpu" for value in terms.values()):
+    """Tensors (N, …) float32, all on one device → arrays of the same shapes, in one transfer."""
+    if all(value.device.type == "cpu" for value in itertools.islice(terms.values(), 1)):
         return {name: value.numpy() for name, value in terms.items()}
     flat = [value.flatten(1) if value.ndim > 1 else value[:, None] for value in terms.values()]
     table = torch.cat(flat, 1).cpu().numpy()

@@ -266,8 +266,8 @@ class MaskGame:
         done = self.schedule.end_try(slots)
         if not len(done):
             return
+        self.judging.ended(done, self.picture if self._scene is None else self._scene.picture)
         self._scene = None
-        self.judging.ended(done, self.picture)
         self.schedule.next_image(done)
         memory.explained(self.judging.teach, self.judging.demands, self.device, "judge_batch")
 
@@ -282,7 +282,8 @@ class MaskGame:
 
     def _look(self) -> Scene:
         if self._scene is None:
-            index, picture = self.index, self.picture
+            index = self.index
+            picture = index + len(self.dataset) * self.schedule.flipped
             images, labels = self.pictures.at(picture), self._labels[index]
             filling = None if self.fill == "noise" else filler(images, self.fill)
             truth = torch.from_numpy(labels).to(self.device)
@@ -332,6 +333,8 @@ class MaskGame:
 
     def _fetch_next(self) -> None:
         # While the judge works.
+        if not self.pictures.fetches:
+            return
         following = self.schedule.following(self.progress.last)
         if following is not None:
             self.pictures.fetch(following)

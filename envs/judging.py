@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -129,10 +130,10 @@ class Judging(ABC):
         self._loss = float(state["loss"])
 
     def _refuse_infinite(self, gain: Tensor, index: npt.NDArray[np.int64]) -> None:
-        finite = gain.isfinite()
-        # One question for all; which they are is asked only if there are any.
-        if not bool(finite.all()):
-            self._refuse(index[~finite.cpu().numpy()])
+        # One question for all: a sum with something infinite in it is not finite. Which they are is asked only then;
+        # where finite ones alone are too large for their sum, there are none.
+        if not math.isfinite(float(gain.sum())):
+            self._refuse(index[~gain.isfinite().cpu().numpy()])
 
     def _refuse(self, bad: npt.NDArray[np.int64]) -> None:
         if len(bad):

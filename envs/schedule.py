@@ -38,11 +38,12 @@ class Schedule:
         self.position = np.zeros(num_envs, np.int64)
         self.flipped = np.zeros(num_envs, np.bool_)
         self.tries = np.zeros(num_envs, np.int64)
+        self._rows = np.arange(num_envs)
 
     @property
     def index(self) -> Numbers:
         """(N,) the images that the slots see now, as positions in the data set."""
-        return self.order[np.arange(len(self.order)), self.position]
+        return self.order[self._rows, self.position]
 
     @property
     def picture(self) -> Numbers:
@@ -86,7 +87,7 @@ class Schedule:
         over = ending & (self.tries + 1 == self.repeat)
         following = self.position + over
         if over.any() and (following < self.count).all():
-            images: Numbers = self.order[np.arange(len(self.order)), following]
+            images: Numbers = self.order[self._rows, following]
             return images
         return None
 

@@ -39,10 +39,10 @@ class Worth:
         device: torch.device,
     ) -> None:
         self.own_terms = RewardTerms(reward_terms, {*_TAKEN, *_TAKEN_ELSEWHERE, *judged})
-        self._total, self._priced = math.prod(rule.shape), bool(rule.price)
-        # The price of selecting 0, 1, … all cells.
-        shares = torch.arange(self._total + 1) / self._total
-        self._prices = (rule.price * area_price(shares, rule.area)).to(device)
+        total, self._priced = math.prod(rule.shape), bool(rule.price)
+        # The area of 0, 1, … all cells, and the price of selecting so many.
+        shares = torch.arange(total + 1) / total
+        self._shares_and_prices = torch.stack([shares, rule.price * area_price(shares, rule.area)]).to(device)
 
     def own(self, images: Tensor, cells: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The user's terms, (N,) each, of images (N, C, H, W), cells (N, *rule.shape) bool and labels (N,).
@@ -58,12 +58,12 @@ class Worth:
         self, judged: Mapping[str, Tensor], cells: Tensor, own: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(worth (N,), every term) of cells (N, *rule.shape) bool; `judged` and `own` are the terms known so far."""
-        count = cells.flatten(1).sum(1)
-        terms = {"area": count / self._total, **judged}
+        area, price = self._shares_and_prices.index_select(1, cells.flatten(1).sum(1))
+        terms = {"area": area, **judged}
         worth = terms["gain"]
         if self._priced:
-            terms["price"] = self._prices[count]
-            worth = worth - terms["price"]
+            terms["price"] = price
+            worth = worth - price
         for name, value in own.items():
             terms[name] = value
             worth = worth + value
