@@ -68,6 +68,9 @@ class Run:
     @property
     def agent(self) -> str:
         """Whose masks they are: the agent's, or the arm's, name."""
+        algorithm = _inside(self.asked, "settings", "algorithm")
+        if algorithm and self.asked.get("agent") == "SB3Agent":
+            return f"SB3 {algorithm}"
         return str(next((self.asked[key] for key in ("agent", "arm") if self.asked.get(key)), ""))
 
     @property

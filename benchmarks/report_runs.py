@@ -65,7 +65,16 @@ def runs_table(runs: Sequence[Run], patterns: Sequence[str], budget: Budget) -> 
     """The table of all runs with its filter, and what has no column."""
     settings = [{**flat(run.asked), **({"work": run.work} if run.work else {})} for run in runs]
     names = Counter(name for one in settings for name in one if name not in _OWN_COLUMNS)
-    differ = [name for name, _ in names.most_common() if len({one.get(name) for one in settings}) > 1]
+    values_of = {name: {one.get(name) for one in settings} for name in names}
+    # Those with several values before those that some runs merely do not have, as where there are runs of two kinds.
+    differ = sorted(
+        (
+            name
+            for name, values in values_of.items()
+            if len(values) > 1 and (name != "work" or len(values - {None}) > 1)
+        ),
+        key=lambda name: (len(values_of[name] - {None}) < 2, -names[name], name),
+    )
     columns, others = differ[:SETTINGS], differ[SETTINGS:]
     metrics, rest = chosen_metrics(runs, patterns)
     own = {
@@ -82,7 +91,7 @@ def runs_table(runs: Sequence[Run], patterns: Sequence[str], budget: Budget) -> 
             break
         cells = [f'<th scope="row">{link(runs, i)}</th><td>{badge(run.state, run.state)}</td>']
         for title, values in kept.items():
-            marked = f"<td>{escaped(run.data_name)} {badge('stand-in', 'standin')}</td>"
+            marked = f"<td>{escaped(shown(str(run.data.get('name')), 80))} {badge('stand-in', 'standin')}</td>"
             cells.append(marked if title == "data" and run.stand_in else cell(shown(values[i])))
         cells += [cell(shown(settings[i].get(name, ""), 80)) for name in columns]
         cells += [cell(run.results.get(name)) for name in metrics]
@@ -118,7 +127,8 @@ def curves_together(runs: Sequence[Run], budget: Budget) -> str:
         kinds = list(dict.fromkeys(run.agent or shown(run.work) or "run" for run in members))
         counted = Counter(name for run in members for name in run.curves)
         ranked = sorted(counted, key=lambda name: (_place(name, _CURVES_FIRST), -counted[name], name))
-        names = [name for name in ranked if counted[name] > 1][:4]
+        # A loss of one algorithm has nothing to do with another's.
+        names = [n for n in ranked if counted[n] > 1 and (len(kinds) == 1 or not n.startswith("train/"))][:4]
         drawn = []
         for name in names:
             having = [run for run in members if name in run.curves]
@@ -181,7 +191,7 @@ def run_details(runs: Sequence[Run], index: int, made: str, budget: Budget, keep
         if value:
             text += details("", title, pre(json.dumps(value, indent=1, ensure_ascii=False)))
     names = sorted(run.curves, key=lambda name: (_place(name, _CURVES_FIRST), name))
-    drawn = "".join(chart(name, [Line("", i, run.curves[name])], STEP) for i, name in enumerate(names[:OWN_CHARTS]))
+    drawn = "".join(chart(name, [Line("", 0, run.curves[name])], STEP) for name in names[:OWN_CHARTS])
     if len(names) > OWN_CHARTS:
         drawn += f'<p class="note">{len(names) - OWN_CHARTS} more columns stand in its metrics.csv.</p>'
     kept = budget.take("runs' details", text, keep)

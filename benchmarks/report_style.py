@@ -24,11 +24,11 @@ nav a { margin-right: 1rem; } nav { margin: .6rem 0 1rem; }
 .box.warn { border-left-color: var(--warn); background: var(--warnbg); }
 .box ul { margin: .2rem 0; padding-left: 1.2rem; }
 .badge { display: inline-block; padding: 0 .45em; border-radius: 4px; border: 1px solid currentColor; font-size: .8em;
-  line-height: 1.5; white-space: nowrap; }
+  line-height: 1.5; white-space: nowrap; vertical-align: .05em; margin-right: .3em; font-weight: 500; }
 .done { color: var(--good); } .failed { color: var(--bad); } .unfinished, .standin { color: var(--warn); }
 .scroll { overflow: auto; max-height: 85vh; border: 1px solid var(--rule); border-radius: 6px;
   background: var(--card); width: fit-content; max-width: 100%; }
-table { border-collapse: separate; border-spacing: 0; font-size: .88rem; }
+table { border-collapse: separate; border-spacing: 0; font-size: .88rem; width: max-content; }
 th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule);
   max-width: 26em; }
 tbody tr:last-child > * { border-bottom: 0; } thead th { position: sticky; top: 0; z-index: 2; background: var(--head);
@@ -41,7 +41,8 @@ th button:focus-visible, a:focus-visible, summary:focus-visible, .scroll:focus-v
 th button::after { content: " \\2195"; color: var(--soft); font-weight: 400; }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--link); }
 th[aria-sort=descending] button::after { content: " \\2193"; color: var(--link); }
-tbody tr:hover > * { background: var(--head); }
+#runs tbody th { position: sticky; left: 0; background: var(--card); z-index: 1; }
+tbody tr:hover > *, #runs tbody tr:hover th { background: var(--head); }
 .tools { margin: .5rem 0; display: flex; gap: .8rem; align-items: center; flex-wrap: wrap; }
 input[type=search] { font: inherit; padding: .3rem .6rem; min-width: 18em; border: 1px solid var(--rule);
   border-radius: 5px; background: var(--card); color: var(--ink); }
@@ -66,8 +67,8 @@ figure img { max-width: 100%; height: auto; border: 1px solid var(--rule); borde
   -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 .pic img { position: absolute; inset: 0; width: 100%; height: 100%; image-rendering: auto; }
 .pic:hover img, .bare .pic img { visibility: hidden; }
-.gallery td, .gallery th { padding: .35rem; } .gallery .n { text-align: left; } .gallery th { max-width: 150px; }
-.cap { font-size: .8rem; color: var(--soft); display: block; }
+.gallery td, .gallery th { padding: .35rem; } .gallery thead th { max-width: 156px; overflow-wrap: anywhere; }
+.cap { font-size: .8rem; color: var(--soft); display: block; width: 144px; overflow-wrap: anywhere; }
 .key { display: inline-block; width: .9em; height: .9em; border: 2px solid; vertical-align: -.1em;
   margin: 0 .3em 0 .8em; }
 .km { border-color: #ff8c00; background: #ff8c0060; } .kr { border-color: #40e0d0; }
