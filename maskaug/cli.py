@@ -1,4 +1,5 @@
-"""The command line: `maskaug envs | train AGENT | evaluate RUN | export ZIP | pretrain | bench NAME | data check NAME`.
+"""The command line: `maskaug envs | train AGENT | evaluate RUN | export ZIP | pretrain | bench NAME | report DIR |
+data check NAME`.
 
 The same flags everywhere.
 """
@@ -25,6 +26,7 @@ from maskaug.options import (
     Readout,
     Split,
 )
+from maskaug.report import report
 
 
 def train_apga(
@@ -249,6 +251,7 @@ COMMANDS: dict[str, Callable[..., int | None] | Mapping[str, Callable[..., int |
     "evaluate": evaluate,
     "pretrain": pretrain,
     "bench": BENCHMARKS,
+    "report": report,
     "data": DATA,
 }  # fmt: skip
 
