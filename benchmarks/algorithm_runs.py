@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from maskaug.agents.agent import GridSpec
-from maskaug.agents.heuristics import FixedMask, InputGradient, LocalVariance
+from maskaug.agents.heuristics import FixedMask, LocalVariance
+from maskaug.agents.saliency import InputGradient
 from maskaug.benchmarks.algorithm_agents import make_agent
 from maskaug.benchmarks.masks import control_masks, gains, retentions
 from maskaug.benchmarks.regret import achieved, chosen_patches, frozen_reconstructor
@@ -23,10 +24,10 @@ from maskaug.benchmarks.retention import frozen_classifier
 from maskaug.benchmarks.run import read_json
 from maskaug.benchmarks.search import greedy_search
 from maskaug.benchmarks.training import dataset_of, env_keywords
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import JudgeError
 from maskaug.envs.files import atomic_write
-from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import save_judge
 
 JUDGE, REWARDS, RESULTS = "judge.safetensors", "rewards.npy", "results.json"

@@ -1,4 +1,4 @@
-"""What the cells of `maskaug.benchmarks.augmentation` came to: rows with intervals, and nothing "better" without one."""
+"""What the cells of `maskaug.benchmarks.augmentation` came to: rows with intervals, no "better" without one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from maskaug.benchmarks.augmentation import PLAIN, SWAPPED, TITLES
 from maskaug.benchmarks.augmentation_cells import DATA, PREDICTIONS
 from maskaug.benchmarks.clustered_bootstrap import Method, clustered_difference
 from maskaug.benchmarks.grid import Cell
+from maskaug.benchmarks.grid_cell import CONFIG
 from maskaug.benchmarks.statistics import (
     Interval,
     bootstrap_difference,
@@ -24,10 +25,12 @@ from maskaug.benchmarks.statistics import (
     stratified_bootstrap,
     verdict,
 )
+from maskaug.benchmarks.tables import Table
 
 METRIC = "auroc"
 #: chosen before anything was looked at: closer to its confidence with few runs, see `clustered_difference`.
 METHOD: Method = "variances"
+DRAWS = 1000
 #: figures of a classifier that tables show besides.
 OTHERS = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "averaged.auroc", "study.kappa")
 
@@ -73,7 +76,8 @@ class Block:
         joint: the joint setting.
         runs: arm → seed → result; arms without a second view stand in every block of their task and budget.
         shared: whether all seeds test images of one data set.
-        source: of the images: a name, or "synthetic".
+        source: of the images: "user" or "synthetic".
+        stand_in: whether made-up images stand in for real ones.
     """
 
     task: str
@@ -83,6 +87,8 @@ class Block:
     runs: Mapping[str, Mapping[int, Result]]
     shared: bool
     source: str
+    stand_in: bool
+    _known: dict[tuple[str, str], Interval | None] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def title(self) -> str:
@@ -94,8 +100,13 @@ class Block:
         """(R,) a figure of all seeds that have it."""
         return np.array([r.figures[figure] for r in self.runs[arm].values() if figure in r.figures])
 
-    def difference(self, arm: str, other: str, draws: int = 1000) -> Interval | None:
+    def difference(self, arm: str, other: str) -> Interval | None:
         """AUROC of `arm` − `other`, paired by seed and image; None with fewer than two seeds in common."""
+        if (arm, other) not in self._known:
+            self._known[arm, other] = self._difference(arm, other)
+        return self._known[arm, other]
+
+    def _difference(self, arm: str, other: str) -> Interval | None:
         seeds = [seed for seed in self.runs.get(arm, {}) if seed in self.runs.get(other, {})]
         if len(seeds) < 2 or arm == other:
             return None
@@ -103,7 +114,7 @@ class Block:
         for seed in seeds:
             one, two = (self.runs[name][seed].predictions for name in (arm, other))
             pairs.append((one["labels"], one["groups"], one["probabilities"], two["probabilities"]))
-        return clustered_difference(pairs, METRIC, shared=self.shared, method=METHOD, draws=draws)
+        return clustered_difference(pairs, METRIC, shared=self.shared, method=METHOD, draws=DRAWS)
 
 
 def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str, float]]) -> list[Result]:
@@ -143,9 +154,13 @@ def blocks(found: Sequence[Result]) -> Iterator[Block]:
                 runs.setdefault(r.arm, {})[r.seed] = r
         first = next(iter(next(iter(runs.values())).values()))
         data = json.loads((first.folder / DATA).read_text(encoding="utf-8"))
-        own = json.loads((first.folder / "config.json").read_text(encoding="utf-8"))["asked"]["task"]["folds"] == 0
+        asked = json.loads((first.folder / CONFIG).read_text(encoding="utf-8"))["asked"]["task"]
+        drawn = data["source"] == "synthetic"
         arms = dict(sorted(runs.items(), key=lambda item: (order[item[0]], item[0])))
-        yield Block(task, shots, hidden, joint, arms, not (own and data["source"] == "synthetic"), data["source"])
+        yield Block(
+            task, shots, hidden, joint, arms, not (drawn and asked["folds"] == 0), data["source"],
+            drawn and asked["env_id"] != "MaskAug-Synthetic-v0",
+        )  # fmt: skip
 
 
 def title_of(arm: str) -> str:
@@ -153,8 +168,8 @@ def title_of(arm: str) -> str:
     return TITLES[arm.removesuffix(SWAPPED)] + (", swapped" if arm.endswith(SWAPPED) else "")
 
 
-def table(block: Block) -> dict[str, Any]:
-    """One block as {"title", "note", "columns", "rows"}; numbers stay numbers, intervals are text."""
+def table(block: Block) -> Table:
+    """One block, a row an arm; numbers stay numbers, intervals are text."""
     columns = [
         "second view", "seeds", "AUROC", "SD", "IQM (95 %)", "− no masks (95 %)", "− random (95 %)",
         "P(better than random)", "against no masks", "against random", *OTHERS,
@@ -184,15 +199,13 @@ def table(block: Block) -> dict[str, Any]:
         f"Images: {block.source}. AUROC on held-out images; intervals of paired differences are clustered {clusters}."
     )
     empty = [i for i in range(len(columns)) if all(row[i] in ("", None) for row in rows)]
-    return {
-        "title": block.title,
-        "note": note,
-        "columns": [c for i, c in enumerate(columns) if i not in empty],
-        "rows": [[v for i, v in enumerate(row) if i not in empty] for row in rows],
-    }
+    return Table(
+        block.title, [c for i, c in enumerate(columns) if i not in empty],
+        [[v for i, v in enumerate(row) if i not in empty] for row in rows], note, stand_in=block.stand_in,
+    )  # fmt: skip
 
 
-def over_tasks(found: Sequence[Block]) -> dict[str, Any] | None:
+def over_tasks(found: Sequence[Block]) -> Table | None:
     """All blocks as the tasks of one table: interquartile means, and each arm beside none and random; None for one."""
     arms = [arm for arm in found[0].runs if all(arm in block.runs for block in found)] if found else []
     if len(found) < 2 or not {"none", "random"} <= set(arms):
@@ -217,12 +230,12 @@ def over_tasks(found: Sequence[Block]) -> dict[str, Any] | None:
         columns += [f"− {other}", f"P(better than {other})", f"against {other}"]
     tasks = "; ".join(block.title for block in found)
     note = f"AUROC over {len(found)} tasks ({tasks}): interquartile mean, seeds resampled within each task."
-    return {"title": "over all tasks", "note": note, "columns": columns, "rows": rows}
+    return Table("over all tasks", columns, rows, note)
 
 
 def masks_table(
     cells: Iterable[Cell], figures: Mapping[str, Mapping[str, float]], task: str, shots: int | None
-) -> dict[str, Any] | None:
+) -> Table | None:
     """What the masks themselves find, at 25 % of the image; None where no masker is done."""
     found: dict[str, list[Mapping[str, float]]] = {}
     for cell in cells:
@@ -261,13 +274,11 @@ def masks_table(
             [f"control: {name.replace('_', ' ')}", len(first), kept[0], None, *kept[1:], *[""] * len(curves), None]
         )
     budget = "all labels" if shots is None else f"{shots} labels a class"
-    return {
-        "title": f"{task}, {budget}: the masks themselves, 25 % of the image",
-        "note": "Held-out images. Deletion (lower is better) and insertion (higher) on a classifier that was not the judge, "
-        "minus those of random rankings, 95 % interval over seeds.",
-        "columns": columns,
-        "rows": rows,
-    }  # fmt: skip
+    note = (
+        "Held-out images. Deletion (lower is better) and insertion (higher) on a classifier that was not the judge, "
+        "minus those of random rankings, 95 % interval over seeds."
+    )
+    return Table(f"{task}, {budget}: the masks themselves, 25 % of the image", columns, rows, note)
 
 
 def _by_seed(values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""What the cells of `maskaug.benchmarks.augmentation` do: one function for each kind, (config, folder, inputs) → figures.
+"""What the cells of `maskaug.benchmarks.augmentation` do: a function for each kind, (config, folder, inputs) → figures.
 
 Beside its figures a cell leaves data.json (name, source, digest and licence of the images), and a classifier
 predictions.safetensors: "labels", "groups" and "probabilities" of every scored image, "averaged" with test-time
@@ -167,7 +167,8 @@ def _curves(cell: _Cell, referee: nn.Module, scores: npt.NDArray[np.float32]) ->
     # "deletion.zero.own" and the like, and those of random rankings of the same images.
     some = np.unique(np.linspace(0, len(scores) - 1, min(MOST, len(scores))).astype(int))
     chance = np.random.default_rng([cell.seed, 0xDE1]).random((DRAWS, *scores[some].shape), np.float32)
-    images, figures = np.array(cell.scored.images[some]), {}
+    images = np.array(cell.scored.images[some])
+    figures: dict[str, float] = {}
     for fill in FILLS:
         found = curve_aucs(referee, images, {"own": scores[some], "random": chance}, fill, seed=cell.seed)
         for name, values in found.items():

@@ -22,9 +22,9 @@ from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords
 from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import write_json
-from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import make_judge
 from maskaug.envs.pretrain import FitSettings, evaluate_classifier, fit_classifier
 

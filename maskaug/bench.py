@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from maskaug.bench_algorithms import bench_algorithms
+from maskaug.bench_apga import bench_apga
 from maskaug.benchmarks.presets import apga_play, pictures_of
 from maskaug.options import (
     APGAOptions,
@@ -293,5 +294,6 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "data": bench_data,
     "regret": bench_regret,
     "algorithms": bench_algorithms,
+    "apga": bench_apga,
     "intelligent-masking": bench_intelligent_masking,
 }
