@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maskaug.agents.apga import APGA
 from maskaug.benchmarks import algorithms as module
 from maskaug.benchmarks.algorithm_agents import PlainSB3, make_agent
 from maskaug.benchmarks.algorithm_analysis import (
@@ -400,16 +401,40 @@ def test_the_command_runs_and_goes_on(
     assert "split" in capsys.readouterr().err
 
 
+def test_a_run_that_fails_is_marked_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(module.PRESETS, "smoke", TINY)
+    words = ["bench", "algorithms", "--out", str(tmp_path), "--preset", "smoke", "--arms", "apga", "end_to_end"]
+    learn = APGA.learn
+
+    def fails(self: APGA, *arguments: Any) -> APGA:
+        raise JudgeError("the judge has left")
+
+    monkeypatch.setattr(APGA, "learn", fails)
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "JudgeError: the judge has left" in said
+    assert "**UNFINISHED: 2 of 3 cells done**" in said
+    assert "| end-to-end | 1 |" in said
+    assert "| APGA |" not in said
+    monkeypatch.setattr(APGA, "learn", learn)
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "| APGA | 1 |" in said
+    assert "UNFINISHED" not in (tmp_path / "table.md").read_text()
+
+
 def test_every_flag_reaches_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def run(self: Grid, jobs: int, cluster: bool) -> dict[str, str]:
+    def run(self: Grid, jobs: int, cluster: bool) -> None:
         asked.append((len(self.cells), jobs, cluster))
-        return {}
 
     monkeypatch.setattr(Grid, "run", run)
     words = ["bench", "algorithms", "--out", str(tmp_path)]
-    assert main([*words, "--jobs", "2"]) == 0
-    assert main([*words, "--preset", "paper", "--seeds", "4", "--games", "reconstruction", "--cluster"]) == 0
+    # Nothing was run, and the status says so.
+    assert main([*words, "--jobs", "2"]) == 1
+    assert main([*words, "--preset", "paper", "--seeds", "4", "--games", "reconstruction", "--cluster"]) == 1
     assert asked == [(5 * 2 * 8, 2, False), (4 * (1 + len(ARMS["reconstruction"])), 1, True)]
     assert main([*words, "--arms", "nobody"]) == 2
