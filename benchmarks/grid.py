@@ -14,6 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal
 
+from maskaug.benchmarks.cluster import Cluster
 from maskaug.benchmarks.grid_cell import ERROR, Cell, Figures, Outcome, read_figures, run_cell
 from maskaug.benchmarks.workers import Here, Processes, Workers
 from maskaug.envs.errors import ConfigurationError
@@ -119,6 +120,8 @@ class Grid:
         return self.status()
 
     def _workers(self, jobs: int, cluster: bool, gpus: float) -> Workers:
+        if cluster:
+            return Cluster(self.root, gpus)
         return Here(self.root) if jobs == 1 else Processes(self.root, jobs)
 
     def _state(self, cell: Cell) -> State:

@@ -63,8 +63,6 @@ class Cell:
         # A copy with lists for tuples: the same before and after it was written, whatever the caller does with its own.
         object.__setattr__(self, "config", json.loads(json.dumps(self.config, default=dict)))
         object.__setattr__(self, "needs", tuple(self.needs))
-        if self.name in self.needs:
-            raise ConfigurationError(f"cell {self.name} needs itself")
 
 
 class BusyError(MaskAugError, RuntimeError):

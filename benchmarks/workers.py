@@ -130,6 +130,8 @@ class _Worker:
                 raise EOFError
             said: Outcome | None = self.connection.recv()
         except (EOFError, ConnectionError):
+            # Its pipe ends a moment before it does, and only its own end says why.
+            self.process.join(10)
             self.end()
             if not self._ready:
                 raise MaskAugError(
@@ -142,7 +144,7 @@ class _Worker:
 
     def end(self) -> None:
         """Kill what is left of it."""
-        self.process.terminate()
+        self.process.kill()
         self.process.join()
         self.connection.close()
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from maskaug.benchmarks import workers
-from maskaug.benchmarks.grid import Cell
+import torch
+
+from maskaug.benchmarks import cluster, workers
+from maskaug.benchmarks.grid import Cell, Grid
+from maskaug.benchmarks.grid_cell import Outcome
 
 sys.modules["maskaug.grid_cells"] = sys.modules[__name__]
-_serve = workers._serve
+_serve, _run_task = workers._serve, cluster.run_task
+Config = Mapping[str, Any]
+Inputs = Mapping[str, Path]
 
 
 def serve(connection: Connection, root: Path, threads: int) -> None:
@@ -21,16 +28,98 @@ def serve(connection: Connection, root: Path, threads: int) -> None:
     _serve(connection, root, threads)
 
 
+def run_task(root: Path, token: Path, cell: Cell) -> Outcome:
+    """The same for Ray."""
+    return _run_task(root, token, cell)
+
+
 def cell(name: str, work: str = "double", needs: tuple[str, ...] = (), **config: Any) -> Cell:
     return Cell(name, f"maskaug.grid_cells:{work}", config, needs)
 
 
-def double(config: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path]) -> Mapping[str, float]:
-    note(folder)
-    return {"value": 2.0 * config.get("x", 1), "pid": os.getpid()}
+def begun(root: Path, name: str) -> list[int]:
+    """The processes that have begun with a cell, in order."""
+    file = root / name / "begun.txt"
+    return [int(line) for line in file.read_text(encoding="utf-8").split()] if file.exists() else []
 
 
 def note(folder: Path) -> None:
-    """One line for each time that the cell is begun."""
     with (folder / "begun.txt").open("a", encoding="utf-8") as file:
         file.write(f"{os.getpid()}\n")
+
+
+def double(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    note(folder)
+    assert not (folder / "results.json").exists()
+    return {"value": 2.0 * config["x"], "nan": float("nan"), "inf": float("inf")}
+
+
+def add(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    """What its inputs have come to."""
+    note(folder)
+    return {name: float(len((path / "results.json").read_text(encoding="utf-8"))) for name, path in inputs.items()}
+
+
+def switched(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    """Fails until somebody puts a file "switch" beside the cells."""
+    note(folder)
+    if not (folder.parent / "switch").exists():
+        raise OSError("the switch is off\nsays the second line")
+    return {"value": 1.0}
+
+
+def third_time(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    note(folder)
+    if len(begun(folder.parent, folder.name)) < 3:
+        raise OSError("not yet")
+    return {"value": 3.0}
+
+
+def resuming(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    """Interrupted the first time, and going on from what it has written then."""
+    note(folder)
+    half = folder / "half.txt"
+    if not half.exists():
+        half.write_text("21", encoding="utf-8")
+        raise KeyboardInterrupt
+    return {"value": 2.0 * int(half.read_text(encoding="utf-8"))}
+
+
+def leaving(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    sys.exit("nothing to do here")
+
+
+def killed(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    """As the kernel kills one that takes too much memory; not when the switch is on."""
+    note(folder)
+    if not (folder.parent / "switch").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"value": 1.0}
+
+
+def sleeping(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    note(folder)
+    time.sleep(config["seconds"])
+    return {"value": 1.0}
+
+
+def threads(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    return {"threads": torch.get_num_threads()}
+
+
+def nothing(config: Config, folder: Path, inputs: Inputs) -> None:
+    """Forgets its figures."""
+
+
+def words(config: Config, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    return {"value": "high"}
+
+
+def sleepers(root: Path, n: int, seconds: float) -> Grid:
+    return Grid(root, [cell(f"s/{i}", "sleeping", seconds=seconds) for i in range(n)])
+
+
+def main(root: str, n: str, seconds: str, jobs: str) -> None:
+    """A process of its own that runs `sleepers`."""
+    workers._serve = serve
+    sleepers(Path(root), int(n), float(seconds)).run(jobs=int(jobs))
