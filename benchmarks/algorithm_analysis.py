@@ -36,7 +36,7 @@ SIMPLE = {
     "input_gradient": "|input × gradient|", "ceiling": "best cells by the region", "search": "greedy search",
 }  # fmt: skip
 #: an arm has one colour in every picture; our own agents are black.
-_COLOURS: dict[str, Colour] = {
+COLOURS: dict[str, Colour] = {
     "intelligent_masking": (0, 0, 0), "apga": (0, 0, 0), "published": (140, 140, 140), "end_to_end": (130, 90, 30),
     "distilled": (190, 170, 60), "dqn": (213, 94, 0), "qrdqn": (230, 159, 0), "ppo": (0, 114, 178),
     "a2c": (0, 158, 115), "trpo": (204, 121, 167), "maskableppo": (86, 180, 233), "recurrentppo": (110, 60, 160),
@@ -235,7 +235,7 @@ def picture(settings: AlgorithmSettings, results: Results, game: str, measure: s
         low, high = np.array(ends).T
         # A logarithmic axis has no room for the untrained agent; the table has it.
         later = curve.steps > 0
-        name, colour, middle = ARMS[game][arm].title + some, _COLOURS[arm], curve.values.mean(0)
+        name, colour, middle = ARMS[game][arm].title + some, COLOURS[arm], curve.values.mean(0)
         for bands, x in ((by_steps, curve.steps), (by_time, curve.cpu_s)):
             bands.append(Band(name, colour, x[later], middle[later], low[later], high[later]))
     if not by_steps:

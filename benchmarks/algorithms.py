@@ -1,16 +1,18 @@
 """What `maskaug bench algorithms` runs: every agent and every algorithm of Stable-Baselines3 on two frozen games.
 
 One seed = one draw of the data and one judge, trained on its training split and then frozen; every arm of that seed
-plays against that judge. A run is looked at on held-out images before it, then at 64, 128, 256, … judged masks, and at its
-end, by its greedy policy; what looking takes is not in its CPU seconds, which are those of one thread.
+plays against that judge. A run is looked at on held-out images before it begins, then after 64, 128, 256, … judged
+masks, and at its end, by its greedy policy. What looking takes is not in its CPU seconds, which are those of one
+thread.
 
 * "reconstruction": one patch an image, a frozen reconstructor's error. All patches are judged, so that 0 is exactly
   what a random patch earns, and 1 what the best one does.
 * "classification": a quarter of the cells hidden, the rise of a frozen classifier's loss. There are too many masks to
   try them all: 0 is the mean of ten random ones, and 1 what `greedy_search` finds with the label and 904 judged masks
-  an image. That is a lower bound of the best, so that more than 1 is possible. A reward alone does not say that a mask
-  lies where the finding is: a classifier can be fooled elsewhere, and the search does that (on radiographs of seed 0 it
-  keeps .72 of the break where hiding all of it earns .39). So the share of the region that is kept stands beside it. Every arm's mask is the same number of its best cells, whatever area its policy would have chosen.
+  an image. That is a lower bound of the best, so that more than 1 is possible, and it is far from what an agent that
+  sees the image alone can reach: much of it fools the judge outside the finding. A reward alone does not say that a
+  mask lies where the finding is, so the share of the region that is kept stands beside it. Every arm's mask is the
+  same number of its best cells, whatever area its policy would have chosen.
 
 What a step is: a judged mask. Of `Distilled`, which asks the frozen judge nothing, it is an image that one of its own
 judges is trained on, or a map that its network learns from: half of its steps go into two judges. `EndToEnd` has a pass

@@ -284,8 +284,8 @@ def bench_data(
     data_throughput(settings, out, folder)
 
 
-#: name → command.
-BENCHMARKS: dict[str, Callable[..., None]] = {
+#: name → command; what it returns is the exit status, None being 0.
+BENCHMARKS: dict[str, Callable[..., int | None]] = {
     "retention": bench_retention,
     "maskers": bench_maskers,
     "area": bench_area,

@@ -15,12 +15,12 @@ def bench_algorithms(
     arms: tuple[str, ...] | None = None,
     split: Literal["val", "test"] = "test",
     cluster: bool = False,
-) -> None:
+) -> int:
     """Every agent and Stable-Baselines3 algorithm on two frozen games: reward against judged masks and CPU seconds.
 
     Args:
         out: a folder for every run, table.md, table.csv, curves.csv and the pictures; what it holds is not run again.
-        preset: smoke (whether everything runs, two minutes), cpu (five seeds, 40 minutes with --jobs 2) or paper
+        preset: smoke (whether everything runs, two minutes), cpu (five seeds, 45 minutes with --jobs 2) or paper
             (twenty seeds, eight times as many masks, all arms, on a GPU where there is one).
         jobs: runs at a time.
         seeds: how many, from 0; each draws its own images and judge. The preset's, if left out.
@@ -30,8 +30,11 @@ def bench_algorithms(
             out.
         split: the held-out images that are scored; val while choices are still made.
         cluster: run on a Ray cluster.
+
+    Returns:
+        The exit status: 1 where a run has failed or is left, and the table and the pictures say so.
     """
-    from maskaug.benchmarks.algorithm_analysis import markdown, write_analysis
+    from maskaug.benchmarks.algorithm_analysis import markdown, unfinished, write_analysis
     from maskaug.benchmarks.algorithms import settings_of
     from maskaug.benchmarks.grid import Grid
 
@@ -43,3 +46,4 @@ def bench_algorithms(
     results = grid.results()
     print(markdown(settings, results, skipped))
     print("wrote " + ", ".join(str(file) for file in write_analysis(settings, results, out, skipped)))
+    return int(bool(unfinished(settings, results)))
