@@ -359,11 +359,16 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
     root, out = everything(tmp_path / "all"), tmp_path / "new/page.html"
     words = ["--title", "Ours & theirs", "--metrics", "*auroc*", "--megabytes", "3"]
     assert main(["report", str(root / "grid"), str(root / "apga"), "--out", str(out), *words]) == 0
-    assert "7 of 9 runs done, 1 failed, 1 unfinished" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"7 of 9 runs done, 1 failed, 1 unfinished; wrote {out}\n"
     page = Page(out.read_text(encoding="utf-8"))
     assert page.text.count("Ours & theirs") == 2
     assert [title for title in page.titles("runs") if "auroc" in title] == ["judge.val.auroc", "test.auroc"]
     assert "apga/seed0" in page.column("runs", "run")
+    write(root / "analysis/more/tables.json", "{")
+    assert main(["report", str(root / "analysis"), "--out", str(out)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"2 × table, 1 × figure, 1 × gallery; wrote {out}"
+    assert second == "1 files could not be used; the page says which"
     # Its own page is written over.
     assert main(["report", str(root / "dqn"), "--out", str(out)]) == 0
     assert Page(out.read_text(encoding="utf-8")).column("runs", "run") == ["seed1"]
