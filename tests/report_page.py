@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
+
+from maskaug.benchmarks.report import report
 
 VOID = {"meta", "link", "img", "input", "br"}
 Row = list[tuple[str, dict[str, str]]]
@@ -73,3 +76,8 @@ class Page(HTMLParser):
         if self._in and {"td", "th"} & set(self._open):
             text, attributes = self.tables[self._in[-1]][-1][-1]
             self.tables[self._in[-1]][-1][-1] = (text + data, attributes)
+
+
+def made(out: Path, *folders: Path, **more: object) -> Page:
+    report(folders, out, **more)  # type: ignore[arg-type]
+    return Page(out.read_text(encoding="utf-8"))
