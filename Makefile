@@ -20,6 +20,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install -q -e ".[test]"
 	touch $@
 
+# Ray runs only in the slow tests: 70 MB and a second of import that the others can do without.
+$(VENV)/.installed-slow: $(VENV)/.installed-slow
+	$(BIN)/pip install -q -e ".[test,cluster]"
+	touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/python -m maskaug.benchmarks.demo --out demo
 
@@ -34,7 +39,7 @@ lint: $(VENV)/.installed-test
 test: lint
 	$(BIN)/pytest
 
-slow: $(VENV)/.installed-test
+slow: $(VENV)/.installed-slow
 	$(BIN)/pytest -m slow
 
 clean:

@@ -7,7 +7,9 @@ from what is there.
 from __future__ import annotations
 
 import importlib
+import os
 import secrets
+import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,11 @@ class Cluster:
         self._own = not self._ray.is_initialized()
         if self._own:
             try:
+                _knock(os.environ.get("RAY_ADDRESS", ""))
                 self._ray.init(include_dashboard=False, logging_level="WARNING")
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise ConfigurationError(
-                    f"Ray cannot connect to a cluster ({error}); start one, or correct or unset RAY_ADDRESS"
+                    f"there is no Ray cluster to connect to ({error}); start one, or correct or unset RAY_ADDRESS"
                 ) from error
         if gpus and not self._ray.cluster_resources().get("GPU"):
             warnings.warn("no node of the Ray cluster has a GPU: cells wait until one joins", stacklevel=4)
@@ -101,6 +104,13 @@ def run_task(root: Path, token: Path, cell: Cell) -> Outcome:
         raise ConfigurationError(f"{root} is not the grid's folder there; put it on storage that all nodes share")
     torch.set_num_threads(1)
     return attempt(root, cell)
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes to connect where nobody is."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _ray() -> Any:

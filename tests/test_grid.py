@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grid_cells
 import pytest
 from filelock import FileLock
-from grid_cells import begun, cell, sleepers
+from grid_cells import alive, begun, cell, eventually, sleepers
 
 from maskaug.benchmarks import workers
 from maskaug.benchmarks.grid import Cell, Grid, run_cell
@@ -33,20 +31,6 @@ def spawned_processes_know_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def alive(process: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------------
