@@ -41,6 +41,7 @@ class Cluster:
         # Ray counts in ten thousandths, and more than one GPU in whole ones.
         if not (gpus == 0 or 1e-4 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
             raise ConfigurationError(f"gpus={gpus} must be a share between 0 and 1, or a whole number of GPUs")
+        self._gpus = gpus
         self._ray = _ray()
         self._own = not self._ray.is_initialized()
         if self._own:
@@ -67,7 +68,7 @@ class Cluster:
 
     def start(self, cell: Cell) -> None:
         """Hand over a cell."""
-        self._cells[self._task.remote(self._root, self._token, cell)] = cell
+        self._cells[self._task.remote(self._root, self._token, self._gpus, cell)] = cell
 
     def finished(self, seconds: float | None) -> list[Outcome]:
         """Outcomes, those of cells whose nodes were lost too often among them."""
@@ -94,8 +95,8 @@ class Cluster:
         return outcome
 
 
-def run_task(root: Path, token: Path, cell: Cell) -> Outcome:
-    """One cell on some node, on the one core that it was given.
+def run_task(root: Path, token: Path, gpus: float, cell: Cell) -> Outcome:
+    """One cell on some node, on the one core and the share of a GPU that it was given.
 
     Raises:
         ConfigurationError: the node does not see the grid's folder.
@@ -103,6 +104,9 @@ def run_task(root: Path, token: Path, cell: Cell) -> Outcome:
     if not token.exists():
         raise ConfigurationError(f"{root} is not the grid's folder there; put it on storage that all nodes share")
     torch.set_num_threads(1)
+    if not gpus:
+        # Ray names a cell's GPUs here, and leaves all in sight of one that asked for none.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return attempt(root, cell)
 
 

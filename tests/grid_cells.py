@@ -29,9 +29,14 @@ def serve(connection: Connection, root: Path, threads: int) -> None:
     _serve(connection, root, threads)
 
 
-def run_task(root: Path, token: Path, cell: Cell) -> Outcome:
+def serve_nobody(connection: Connection, root: Path, threads: int) -> None:
+    """As if memory ran out while it was starting."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_task(root: Path, token: Path, gpus: float, cell: Cell) -> Outcome:
     """The same for Ray."""
-    return _run_task(root, token, cell)
+    return _run_task(root, token, gpus, cell)
 
 
 def cell(name: str, work: str = "double", needs: tuple[str, ...] = (), **config: Any) -> Cell:
@@ -143,8 +148,9 @@ def nodes_of(root: Path, name: str) -> list[str]:
 
 
 def gpus(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
-    """The share that Ray has reserved for it."""
-    return {"share": _ray_context().get_assigned_resources().get("GPU", 0.0)}
+    """The share that Ray has reserved for it, and how many it sees."""
+    seen = len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) if os.environ["CUDA_VISIBLE_DEVICES"] else 0
+    return {"share": _ray_context().get_assigned_resources().get("GPU", 0.0), "seen": seen}
 
 
 def _ray_context() -> Any:

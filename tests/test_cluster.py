@@ -34,12 +34,17 @@ def test_a_share_of_a_gpu_that_cannot_be_is_refused(tmp_path: Path, gpus: float)
         Grid(tmp_path, [cell("a", x=1)]).run(cluster=True, gpus=gpus)
 
 
-def test_a_node_that_does_not_see_the_folder_refuses(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gpus", "seen"), [(0.0, ""), (0.5, "3")])
+def test_a_node_runs_a_cell_only_in_the_folder_that_it_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: float, seen: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     (tmp_path / "token").touch()
-    assert cluster.run_task(tmp_path, tmp_path / "token", cell("a", x=1)).state == "done"
     with pytest.raises(ConfigurationError, match="put it on storage that all nodes share"):
-        cluster.run_task(tmp_path / "other", tmp_path / "other" / "token", cell("a", x=1))
+        cluster.run_task(tmp_path / "other", tmp_path / "other" / "token", gpus, cell("a", x=1))
     assert not (tmp_path / "other").exists()
+    assert cluster.run_task(tmp_path, tmp_path / "token", gpus, cell("a", x=1)).state == "done"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 # ---- two nodes -------------------------------------------------------------------------------------------------------
@@ -126,13 +131,12 @@ def test_failures_and_killed_processes(tmp_path: Path, nodes: Any) -> None:
 
 @pytest.mark.slow
 def test_cells_share_a_gpu(tmp_path: Path, nodes: Any) -> None:
-    made = Grid(tmp_path / "none", [cell("a", "gpus")])
-    made.run(cluster=True, say=str)
-    assert made.results() == {"a": {"share": 0}}
-    nodes.add_node(num_cpus=2, num_gpus=1)
-    made = Grid(tmp_path / "half", [cell(f"{i}", "gpus") for i in range(2)])
-    made.run(cluster=True, say=str, gpus=0.5)
-    assert made.results() == {"0": {"share": 0.5}, "1": {"share": 0.5}}
+    """Ray's nodes have as many as one says, for its bookkeeping."""
+    nodes.add_node(num_cpus=2, num_gpus=2)
+    for gpus, seen in ((0, 0), (0.5, 1), (2, 2)):
+        made = Grid(tmp_path / str(gpus), [cell(f"{i}", "gpus") for i in range(2)])
+        made.run(cluster=True, say=str, gpus=gpus)
+        assert made.results() == {name: {"share": gpus, "seen": seen} for name in "01"}
 
 
 @pytest.mark.slow

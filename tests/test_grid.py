@@ -331,6 +331,14 @@ def test_processes_that_share_a_folder_share_the_work(tmp_path: Path) -> None:
     assert {processes[0] for processes in did} == {process.pid for process in ours}
 
 
+def test_a_process_that_is_killed_at_its_start_fails_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_serve", grid_cells.serve_nobody)
+    lines: list[str] = []
+    assert Grid(tmp_path, [cell("a", x=1)]).run(jobs=2, say=lines.append) == {"a": "failed"}
+    assert lines[0].startswith("a failed after 0.0 s: its process died (SIGKILL")
+    assert begun(tmp_path, "a") == []
+
+
 def test_a_process_that_cannot_start_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_serve", sys.exit)
     with pytest.raises(MaskAugError, match=r"could not start \(exit code 1\).*__name__ =="):
