@@ -20,6 +20,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install -q -e ".[test]"
 	touch $@
 
+# Ray runs only in the slow tests: 70 MB and a second of import that the others can do without.
+$(VENV)/.installed-slow: $(VENV)/.installed-slow
+	$(BIN)/pip install -q -e ".[test,cluster]"
+	touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/python -m maskaug.benchmarks.demo --out demo
 
@@ -38,7 +43,7 @@ test: lint
 browser:
 	command -v chromium || (apt-get update && apt-get install -y chromium)
 
-slow: $(VENV)/.installed-test browser
+slow: $(VENV)/.installed-slow browser
 	$(BIN)/pytest -m slow
 
 clean:
