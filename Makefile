@@ -21,7 +21,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 # Ray runs only in the slow tests: 70 MB and a second of import that the others can do without.
-$(VENV)/.installed-slow: $(VENV)/.installed-slow
+$(VENV)/.installed-slow: $(VENV)/.installed-test
 	$(BIN)/pip install -q -e ".[test,cluster]"
 	touch $@
 
