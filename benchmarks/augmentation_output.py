@@ -51,7 +51,7 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     tables = [Table(t.title, t.columns, t.rows, t.note, unfinished, t.stand_in) for t in tables]
     out.mkdir(parents=True, exist_ok=True)
     write_tables(out / TABLES, tables)
-    text = "\n\n".join(markdown(table) for table in tables) + "\n"
+    text = "\n\n".join(table.markdown() for table in tables) + "\n"
     atomic_write(out / "tables.md", lambda path: _text(path, text))
     atomic_write(out / "results.csv", lambda path: _rows(path, found))
     for block in blocks:
@@ -59,26 +59,6 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     _maps(blocks, out)
     _gallery(grid, figures, out)
     return tables
-
-
-def markdown(table: Table) -> str:
-    """A table for people."""
-    lines = [f"### {table.title}", ""]
-    lines += [f"**Unfinished: {table.unfinished}.**", ""] if table.unfinished else []
-    lines += ["**Made-up images stand in for the real ones.**", ""] if table.stand_in else []
-    lines += [f"{table.note}", ""] if table.note else []
-    lines.append("| " + " | ".join(c.replace("|", "\\|") for c in table.columns) + " |")
-    lines.append("|" + "---|" * len(table.columns))
-    lines += ["| " + " | ".join(_shown(v) for v in row) + " |" for row in table.rows]
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}".replace("-", "−")
-    return str(value).replace("|", "\\|")
 
 
 def _text(path: Path, text: str) -> None:

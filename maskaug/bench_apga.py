@@ -38,7 +38,7 @@ def bench_apga(
         gpus: share of a GPU that a run takes, on a cluster.
     """
     from maskaug.benchmarks.augmentation import cells
-    from maskaug.benchmarks.augmentation_output import markdown, write_analysis
+    from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
 
@@ -47,5 +47,5 @@ def bench_apga(
     print(grid.say())
     grid.run(jobs=jobs, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):
-        print(markdown(table), end="\n\n")
+        print(table.markdown(), end="\n\n")
     print(f"wrote {out}/")
