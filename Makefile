@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-intelligent-masking test slow browser lint clean
+.PHONY: demo demo-intelligent-masking test slow browser lint results clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ browser:
 
 slow: $(VENV)/.installed-slow browser
 	$(BIN)/pytest -m slow
+
+# README's results section, from the tables in benchmarks/results.
+results: $(VENV)/.installed
+	$(BIN)/python -m maskaug.benchmarks.results_section
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache demo demo-intelligent-masking

@@ -23,7 +23,7 @@ from maskaug.benchmarks.charts import Band, BandPanel, band_chart
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.statistics import Interval, iqm, probability_of_improvement, verdict
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.envs.files import atomic_write
+from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.rendering import Picture, save_picture
 
 #: measure → its name for people, and the games that have it.
@@ -263,7 +263,7 @@ def write_analysis(
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _write_csv(out / "table.csv", [columns, *([row.get(name, "") for name in columns] for row in rows)])
     text = markdown(settings, results, skipped)
-    atomic_write(out / "table.md", lambda path: _write_text(path, text))
+    write_text(out / "table.md", text)
     points: list[list[object]] = [["game", "arm", "measure", "seeds", "steps", "cpu_s", "mean", "low", "high"]]
     write_tables(out / TABLES, tables(settings, results))
     files = [out / TABLES, out / "table.csv", out / "table.md", out / "curves.csv"]
@@ -298,7 +298,3 @@ def _write_csv(file: Path, rows: Sequence[Sequence[object]]) -> None:
             csv.writer(opened, lineterminator="\n").writerows(rows)
 
     atomic_write(file, write)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
