@@ -16,7 +16,7 @@ ONE = Shown("a", "first", ("arm", "AUROC", "no such column"), "What helps?", "ma
 
 def results(folder: Path) -> Path:
     (folder / "a").mkdir()
-    rows = [["none", 3, 0.5], ["|x|", 3, -0.25]]
+    rows: list[list[float | int | str | None]] = [["none", 3, 0.5], ["|x|", 3, -0.25]]
     tables = [
         Table("other", ["arm"], [["none"]]),
         Table("first, 60 %", ["arm", "seeds", "AUROC"], rows, "A note.", "3 left"),
