@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import pytest
 from filelock import FileLock
 from grid_cells import alive, begun, cell, eventually, sleepers
 
-from maskaug.benchmarks import workers
+from maskaug.benchmarks import grid_cell, workers
 from maskaug.benchmarks.grid import Cell, Grid, run_cell
-from maskaug.benchmarks.grid_cell import BusyError
+from maskaug.benchmarks.grid_cell import BusyError, Outcome, lost
 from maskaug.benchmarks.run import versions
 from maskaug.envs.errors import ConfigurationError, MaskAugError
 
@@ -329,6 +330,36 @@ def test_processes_that_share_a_folder_share_the_work(tmp_path: Path) -> None:
     did = [begun(tmp_path, f"s/{i}") for i in range(n)]
     assert [len(processes) for processes in did] == [1] * n
     assert {processes[0] for processes in did} == {process.pid for process in ours}
+
+
+def test_a_killed_process_is_noticed_though_its_child_lives_on(tmp_path: Path) -> None:
+    lines: list[str] = []
+    assert Grid(tmp_path, [cell("k", "orphaning", seconds=300)]).run(jobs=2, say=lines.append) == {"k": "failed"}
+    child = int((tmp_path / "k" / "child.txt").read_text(encoding="utf-8"))
+    assert alive(child)
+    os.kill(child, signal.SIGKILL)
+    assert lines[1].startswith("failed: k: its process died (SIGKILL")
+    assert len(begun(tmp_path, "k")) == 1
+
+
+def test_a_lost_cell_that_somebody_else_has_begun_with_is_left_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cell("a", x=1)
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(grid_cell, "_PATIENCE", 0.1)
+    with FileLock(tmp_path / "a" / ".lock"):
+        assert lost(tmp_path, made, "no word\nsays Ray") == Outcome("a", "failed", message="no word")
+        assert Grid(tmp_path, [made]).status() == {"a": "left"}
+    # Given time, they let go of it.
+    monkeypatch.setattr(grid_cell, "_PATIENCE", 60.0)
+    lock = FileLock(tmp_path / "a" / ".lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    assert lost(tmp_path, made, "no word\nsays Ray").state == "failed"
+    assert read(tmp_path / "a" / "error.json") == {"type": "Killed", "message": "no word\nsays Ray", "traceback": ""}
+    run_cell(tmp_path, made)
+    assert lost(tmp_path, made, "no word") == Outcome("a", "done")
 
 
 def test_a_process_that_is_killed_at_its_start_fails_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
