@@ -117,6 +117,16 @@ def killed(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
     return {"value": 1.0}
 
 
+def orphaning(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    """Killed while a process that it has started lives on, with its pipe."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(config["seconds"])
+        os._exit(0)
+    (folder / "child.txt").write_text(str(child), encoding="utf-8")
+    return killed(config, folder, inputs)
+
+
 def sleeping(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
     note(folder)
     time.sleep(config["seconds"])
