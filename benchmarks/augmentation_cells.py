@@ -3,7 +3,7 @@
 Beside its figures a cell leaves data.json (name, source, digest and licence of the images), and a classifier
 predictions.safetensors: "labels", "groups" and "probabilities" of every scored image, "averaged" with test-time
 averaging, "studies" where there are any. A masker leaves scores.safetensors, "train" and "scored", and
-curves.safetensors: areas under the deletion and insertion curves of the images that they were measured on, and "groups".
+curves.safetensors: the areas under the deletion and insertion curves of single images, and their "groups".
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class _Cell:
         assert self.scored.labels is not None
         if missing := [c for i, c in enumerate(self.scored.class_names) if i not in self.scored.labels]:
             raise ConfigurationError(
-                f"task {self.task.name}, seed {self.seed}: no {self.split} image is {missing[0]!r}, so that no AUROC is "
-                "known; bring more data, or leave that class out"
+                f"task {self.task.name}, seed {self.seed}: no {self.split} image is {missing[0]!r}, so that AUROC "
+                "is unknown; bring more data, or leave that class out"
             )
         play = env_keywords(self.task.env_id, self.task.env)
         self.grid: int = play.get("grid") or default_grid("grid", self.train.shape[1:])

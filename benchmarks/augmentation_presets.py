@@ -60,7 +60,7 @@ def preset_of(
         arms: of `TITLES`; the preset's if None.
 
     Raises:
-        ConfigurationError: an unknown name, no root where one is needed, or no seed.
+        ConfigurationError: an unknown name, no root where one is needed, no seed, or no arm that the table has.
     """
     for name, value, known in (("data", data, DATA), ("preset", preset, PRESETS)):
         if value not in known:
@@ -79,6 +79,8 @@ def preset_of(
             raise ConfigurationError(f"unknown arm {', '.join(unknown)}; use some of {', '.join(TITLES)}")
         chosen = [(s, [a for a in arms if a in (JOINT if s.joint else TITLES)]) for s in sweeps]
         sweeps = [dataclasses.replace(s, arms=some) for s, some in chosen if some]
+        if not sweeps:
+            raise ConfigurationError(f"arms={list(arms)} names none; use some of {', '.join(TITLES)}")
     return Preset(list(sweeps), made.training)
 
 

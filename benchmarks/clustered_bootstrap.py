@@ -52,8 +52,8 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """One run's groups (n,), and its figure: weights (B, n) → (B,), NaN where a class has no weight."""
+class ScoredRun:
+    """One run: its groups (n,), and its figure: weights (B, n) → (B,), NaN where a class has no weight."""
 
     groups: npt.NDArray[Any]
     score: Callable[[Array], Array]
@@ -101,17 +101,8 @@ def clustered_difference(
         ConfigurationError: fewer than two runs, or than two groups in one; arrays that do not fit together; a class
             that a run does not test; or one in so few groups that most draws miss it.
     """
-    measure = _measure(metric)
-    scored = []
-    for i, run in enumerate(runs):
-        labels, groups, (first, second) = _checked(i, metric, run[0], run[1], run[2:])
-        scored.append(
-            _Scored(
-                groups,
-                lambda w, y=labels, a=first, b=second: measure(y, a, w) - measure(y, b, w),  # type: ignore[misc]
-            )
-        )
-    return _interval(scored, shared, method, draws, confidence, seed)
+    scored = [scored_pair(i, run, metric) for i, run in enumerate(runs)]
+    return interval_of(scored, shared, method, draws, confidence, seed)
 
 
 def clustered_metric(
@@ -133,11 +124,21 @@ def clustered_metric(
     scored = []
     for i, run in enumerate(runs):
         labels, groups, (probabilities,) = _checked(i, metric, run[0], run[1], run[2:])
-        scored.append(_Scored(groups, lambda w, y=labels, p=probabilities: measure(y, p, w)))  # type: ignore[misc]
-    return _interval(scored, shared, method, draws, confidence, seed)
+        scored.append(ScoredRun(groups, lambda w, y=labels, p=probabilities: measure(y, p, w)))  # type: ignore[misc]
+    return interval_of(scored, shared, method, draws, confidence, seed)
 
 
-def _interval(runs: list[_Scored], shared: bool, method: Method, draws: int, confidence: float, seed: int) -> Interval:
+def scored_pair(number: int, run: PairedRun | tuple[Any, Any, Any, Any], metric: str) -> ScoredRun:
+    """Run `number`, its figure being the difference of the metric; arguments and errors of `clustered_difference`."""
+    measure = _measure(metric)
+    labels, groups, (first, second) = _checked(number, metric, run[0], run[1], run[2:])
+    return ScoredRun(groups, lambda w: measure(labels, first, w) - measure(labels, second, w))
+
+
+def interval_of(
+    runs: Sequence[ScoredRun], shared: bool, method: Method, draws: int, confidence: float, seed: int
+) -> Interval:
+    """What `clustered_difference` says of its figures, said of any others."""
     if len(runs) < 2:
         raise ConfigurationError(f"an interval over runs needs at least two, got {len(runs)}; run more seeds or splits")
     if method not in ("pigeonhole", "variances"):
@@ -163,7 +164,7 @@ def _interval(runs: list[_Scored], shared: bool, method: Method, draws: int, con
     return Interval(value, value - reach, value + reach)
 
 
-def _draw_groups(runs: list[_Scored], shared: bool, draws: int, seeds: np.random.SeedSequence) -> Array:
+def _draw_groups(runs: Sequence[ScoredRun], shared: bool, draws: int, seeds: np.random.SeedSequence) -> Array:
     """Every run's figure in every draw of groups: (draws, runs), NaN where a class has no weight."""
     if shared:
         names, flat = np.unique(np.concatenate([run.groups for run in runs]), return_inverse=True)
