@@ -24,7 +24,7 @@ from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.envs.files import atomic_write
+from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture
 
@@ -46,44 +46,20 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     state = list(grid.status().values())
     unfinished = "" if set(state) <= {"done"} else grid.say()
     tables = [analysis.table(block) for block in blocks]
-    across = [t for some in _widest(blocks) if (t := analysis.over_tasks(some)) is not None]
+    across = [t for some in _across(blocks) if (t := analysis.over_tasks(some)) is not None]
     tables = [*across, *published_tables(blocks), *budget_tables(blocks), *tables]
     tables += masks_tables(grid.root, cells, figures)
     tables = [Table(t.title, t.columns, t.rows, t.note, unfinished, t.stand_in) for t in tables]
     out.mkdir(parents=True, exist_ok=True)
     write_tables(out / TABLES, tables)
-    text = "\n\n".join(markdown(table) for table in tables) + "\n"
-    atomic_write(out / "tables.md", lambda path: _text(path, text))
+    text = "\n\n".join(table.markdown() for table in tables) + "\n"
+    write_text(out / "tables.md", text)
     atomic_write(out / "results.csv", lambda path: _rows(path, found))
     for block in blocks:
         _forest(block, out)
     _maps(blocks, out)
     _gallery(grid, figures, out)
     return tables
-
-
-def markdown(table: Table) -> str:
-    """A table for people."""
-    lines = [f"### {table.title}", ""]
-    lines += [f"**Unfinished: {table.unfinished}.**", ""] if table.unfinished else []
-    lines += ["**Made-up images stand in for the real ones.**", ""] if table.stand_in else []
-    lines += [f"{table.note}", ""] if table.note else []
-    lines.append("| " + " | ".join(c.replace("|", "\\|") for c in table.columns) + " |")
-    lines.append("|" + "---|" * len(table.columns))
-    lines += ["| " + " | ".join(_shown(v) for v in row) + " |" for row in table.rows]
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}".replace("-", "−")
-    return str(value).replace("|", "\\|")
-
-
-def _text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _rows(path: Path, found: Sequence[Result]) -> None:
@@ -98,16 +74,18 @@ def _rows(path: Path, found: Sequence[Result]) -> None:
             writer.writerow([r.task, shots, r.seed, setting, r.arm, hidden, *values])
 
 
-def _widest(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Of each setting the blocks with the most arms, by budget and hidden share: what tables over tasks are made of."""
-    found: dict[Any, list[Block]] = {}
+def _across(blocks: Sequence[Block]) -> list[list[Block]]:
+    """What tables over tasks are made of: of each setting the budget and hidden share with the most arms in common."""
+    chosen = []
     for joint in (False, True):
-        own = [b for b in blocks if b.joint == joint]
-        most = max((len(b.runs) for b in own), default=0)
-        for b in own:
-            if len(b.runs) == most:
-                found.setdefault((joint, b.shots, b.hidden), []).append(b)
-    return list(found.values())
+        found: dict[Any, list[Block]] = {}
+        for block in blocks:
+            if block.joint == joint and block.hidden is not None:
+                found.setdefault((block.shots, block.hidden), []).append(block)
+        several = {key: own for key, own in found.items() if len(own) > 1}
+        common = {key: len(set.intersection(*(set(b.runs) for b in own))) for key, own in several.items()}
+        chosen += [own for key, own in several.items() if common[key] == max(common.values())]
+    return chosen
 
 
 def _forest(block: Block, out: Path) -> None:

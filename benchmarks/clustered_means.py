@@ -19,7 +19,7 @@ def clustered_mean_difference(
     runs: Sequence[tuple[Any, Any, Any]],
     *,
     shared: bool,
-    method: Method = "pigeonhole",
+    method: Method = "two-way",
     draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -30,7 +30,7 @@ def clustered_mean_difference(
         runs: at least two independent repetitions: (groups (n,) integers or strings, first (n,), second (n,)), what two
             rankings, or whatever else is compared, came to on the same n images.
         shared: see `clustered_difference`, as all that follows.
-        method: "pigeonhole" or "variances".
+        method: "two-way" or "pigeonhole".
         draws: how many resamples.
         confidence: of the interval.
         seed: of the resamples.
@@ -47,7 +47,7 @@ def clustered_task_difference(
     metric: str = "auroc",
     *,
     shared: bool,
-    method: Method = "pigeonhole",
+    method: Method = "two-way",
     draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -62,7 +62,7 @@ def clustered_task_difference(
         runs: of each seed the same tasks in the same order, each as `clustered_difference` wants its runs.
         metric: see there, as all that follows.
         shared: whether a group's name means, within a task, the same patient for all seeds.
-        method: "pigeonhole" or "variances".
+        method: "two-way" or "pigeonhole".
         draws: how many resamples.
         confidence: of the interval.
         seed: of the resamples.

@@ -171,7 +171,7 @@ def lost(root: Path, cell: Cell, reason: str) -> Outcome:
             _write_error(folder, "Killed", reason, "")
     except BusyError:
         return Outcome(cell.name, "busy")
-    return Outcome(cell.name, "failed", message=reason)
+    return Outcome(cell.name, "failed", message=reason.partition("\n")[0])
 
 
 @contextlib.contextmanager

@@ -48,6 +48,22 @@ class Table:
     unfinished: str = ""
     stand_in: bool = False
 
+    def markdown(self) -> str:
+        """The table for people; what is unfinished or a stand-in is said before it."""
+        lines = [f"### {self.title}", ""]
+        lines += [f"**UNFINISHED: {self.unfinished}**", ""] if self.unfinished else []
+        lines += ["**Made-up images stand in for the real ones.**", ""] if self.stand_in else []
+        lines += [self.note, ""] if self.note else []
+        shown = [list(self.columns), *([_shown(cell) for cell in row] for row in self.rows)]
+        bars = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in shown]
+        return "\n".join([*lines, bars[0], "|" + "---|" * len(self.columns), *bars[1:]])
+
+
+def _shown(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.3f}".replace("-", "−") if isinstance(cell, float) else str(cell)
+
 
 def write_tables(path: str | os.PathLike[str], tables: Sequence[Table]) -> None:
     """Write `tables` to `path`, which must be called tables.json, atomically.

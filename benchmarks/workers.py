@@ -133,12 +133,13 @@ class _Worker:
             # Its pipe ends a moment before it does, and only its own end says why.
             self.process.join(10)
             self.end()
-            if not self._ready:
+            code = self.process.exitcode or 0
+            if not self._ready and code >= 0:
                 raise MaskAugError(
-                    f"a process for the cells could not start ({_reason(self.process.exitcode)}); its message is "
-                    'above. A script that runs a grid needs `if __name__ == "__main__":`'
+                    f"a process for the cells could not start (exit code {code}); its message is above. A script that "
+                    'runs a grid needs `if __name__ == "__main__":`'
                 ) from None
-            return lost(self._root, self.cell, f"its process died ({_reason(self.process.exitcode)})")
+            return lost(self._root, self.cell, f"its process died ({_reason(code)})")
         self._ready = True
         return said
 
@@ -161,9 +162,7 @@ def _serve(connection: Connection, root: Path, threads: int) -> None:
             connection.send(attempt(root, connection.recv()))
 
 
-def _reason(code: int | None) -> str:
+def _reason(code: int) -> str:
     if code == -signal.SIGKILL:
         return "SIGKILL: somebody killed it, or the machine ran out of memory"
-    if code is not None and code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

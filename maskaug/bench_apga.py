@@ -42,7 +42,7 @@ def bench_apga(
     """
     from maskaug.benchmarks.augmentation import cells
     from maskaug.benchmarks.augmentation_cells import parts
-    from maskaug.benchmarks.augmentation_output import markdown, write_analysis
+    from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
 
@@ -54,6 +54,6 @@ def bench_apga(
     print(grid.say())
     state = grid.run(jobs=jobs, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):
-        print(markdown(table), end="\n\n")
+        print(table.markdown(), end="\n\n")
     print(f"wrote {out}/")
     return int(set(state.values()) != {"done"})

@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grid_cells
 import pytest
 from filelock import FileLock
-from grid_cells import begun, cell, sleepers
+from grid_cells import alive, begun, cell, eventually, sleepers
 
 from maskaug.benchmarks import workers
 from maskaug.benchmarks.grid import Cell, Grid, run_cell
@@ -33,20 +31,6 @@ def spawned_processes_know_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def alive(process: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------------
@@ -345,6 +329,14 @@ def test_processes_that_share_a_folder_share_the_work(tmp_path: Path) -> None:
     did = [begun(tmp_path, f"s/{i}") for i in range(n)]
     assert [len(processes) for processes in did] == [1] * n
     assert {processes[0] for processes in did} == {process.pid for process in ours}
+
+
+def test_a_process_that_is_killed_at_its_start_fails_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_serve", grid_cells.serve_nobody)
+    lines: list[str] = []
+    assert Grid(tmp_path, [cell("a", x=1)]).run(jobs=2, say=lines.append) == {"a": "failed"}
+    assert lines[0].startswith("a failed after 0.0 s: its process died (SIGKILL")
+    assert begun(tmp_path, "a") == []
 
 
 def test_a_process_that_cannot_start_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
