@@ -92,7 +92,7 @@ def test_of_one_task_it_is_the_difference_of_that_task(method: Method) -> None:
     mine = clustered_task_difference([[run] for run in runs], shared=False, method=method, draws=200)
     # Which name is drawn how often depends on the names' order.
     named = [(y, np.array([f"0/{group}" for group in g]), *both) for y, g, *both in runs]
-    theirs = clustered_difference(named, shared=False, method=method, draws=200)  # type: ignore[arg-type]
+    theirs = clustered_difference(named, shared=False, method=method, draws=200)
     assert (mine.value, mine.low, mine.high) == pytest.approx((theirs.value, theirs.low, theirs.high))
 
 
