@@ -78,13 +78,17 @@ def test_a_run_that_fails_is_a_status_and_marked_in_the_tables(
 
 @pytest.mark.parametrize("data", ["busi", "mura"])
 def test_data_sets_come_from_their_root(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reader = {"busi": busi, "mura": mura}[data]
-    root = busi.write_example(tmp_path, n_per_class=30) if reader is busi else mura.write_example(tmp_path, n=90)
+    root = (
+        busi.write_example(tmp_path, n_per_class=30)
+        if data == "busi"
+        else mura.write_example(tmp_path, n=90, body_parts=["humerus"], side=(40, 60))
+    )
     words = [*SMOKE, "--data", data, "--root", str(root), "--arms", "none", "random", "--seeds", "1"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert f"Images: {data}" in shown
     assert "MADE-UP" not in shown.upper()
+    assert ("| humerus | no masks | 1 |" in shown and "85.69 ± 0.93 | 288 |" in shown) == (data == "mura")
 
 
 @pytest.mark.parametrize(
