@@ -16,12 +16,14 @@ another.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maskaug.benchmarks.grid import Cell
 from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.judges import JUDGES
 
 #: arm → title. "none" shows no second view.
 TITLES = {
@@ -92,12 +94,12 @@ class Training:
         judge: "small" or "densenet169": the network of judges and classifiers.
         updates: of every classifier, and of the judge.
         batch: images an update.
-        lr: peak learning rate of both, see `maskaug.envs.pretrain.FitSettings`.
+        lr: peak learning rate of both, see `maskaug.envs.pretrain.FitSettings`; the joint setting has the game's own.
         timesteps: masks that a masker which plays has judged.
         num_envs: images a batch, of maskers.
         fill: what hidden pixels become in the second view: "zero", "mean" or "blur".
         joint_updates: of the judge in the joint setting.
-        device: where everything runs.
+        device: where everything runs; "auto" is decided where a cell runs.
     """
 
     judge: str = "small"
@@ -111,6 +113,10 @@ class Training:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if self.judge not in JUDGES:
+            raise ConfigurationError(f"judge={self.judge!r} is no classifier; use one of {', '.join(JUDGES)}")
+        if not 0 < self.lr < math.inf:
+            raise ConfigurationError(f"lr={self.lr} must be a finite number above 0")
         for name in ("updates", "batch", "timesteps", "num_envs", "joint_updates"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
@@ -128,7 +134,8 @@ class Sweep:
         seeds: which.
         arms: of `TITLES`; in the joint setting of `JOINT`.
         hidden: shares of the image that second views hide.
-        swapped: whether learnt masks also train a classifier with another image's mask.
+        swapped: whether masks that depend on the image also train a classifier with another image's; None: yes. The
+            joint setting has no such twins, and takes None or False.
         joint: the joint setting, in which `hidden` says what aiding views hide.
     """
 
@@ -137,7 +144,7 @@ class Sweep:
     seeds: Sequence[int]
     arms: Sequence[str]
     hidden: Sequence[float]
-    swapped: bool = True
+    swapped: bool | None = None
     joint: bool = False
 
     def __post_init__(self) -> None:
@@ -150,6 +157,10 @@ class Sweep:
                 raise ConfigurationError(f"{name} must name at least one, and none of them twice")
         if not all(0 < share < 1 for share in self.hidden):
             raise ConfigurationError(f"hidden={list(self.hidden)} must be shares between 0 and 1")
+        if len({_percent(share) for share in self.hidden}) < len(self.hidden):
+            raise ConfigurationError(f"hidden={list(self.hidden)} must differ by whole per cents, which name the runs")
+        if self.joint and self.swapped:
+            raise ConfigurationError("swapped=True needs masks that come first, and joint=True has none; leave it out")
         if any(seed < 0 for seed in self.seeds) or any(shots is not None and shots < 1 for shots in self.shots):
             raise ConfigurationError("seeds must be at least 0, and shots at least 1")
 
@@ -164,6 +175,9 @@ def cells(sweeps: Iterable[Sweep], training: Training, split: str = "test") -> l
         sweeps: blocks; what two of them share is run once.
         training: how.
         split: "test", or "val" while choices are still made.
+
+    Raises:
+        ConfigurationError: an unknown split, or two tasks of one name that are not the same.
     """
     if split not in ("test", "val"):
         raise ConfigurationError(f"split={split!r} is no part to score on; use test, or val while choosing")
@@ -178,7 +192,8 @@ def cells(sweeps: Iterable[Sweep], training: Training, split: str = "test") -> l
                         "training": dataclasses.asdict(training),
                     }  # fmt: skip
                     for cell in _of_one(sweep, task, base):
-                        found.setdefault(cell.name, cell)
+                        if found.setdefault(cell.name, cell) != cell:
+                            raise ConfigurationError(f"two tasks are called {task.name!r}; give each a name of its own")
     return list(found.values())
 
 
@@ -187,12 +202,16 @@ def folder_of(task: str, shots: int | None, seed: int) -> str:
     return f"{task}/{'all' if shots is None else f'k{shots}'}/seed{seed}"
 
 
+def _percent(share: float) -> int:
+    return round(100 * share)
+
+
 def _of_one(sweep: Sweep, task: Task, base: Mapping[str, Any]) -> Iterable[Cell]:
     folder, seed = folder_of(task.name, base["shots"], base["seed"]), base["seed"]
     if sweep.joint:
         for arm in sweep.arms:
             for share in sweep.hidden[: 1 if arm == "none" else None]:
-                name = f"{folder}/joint-{arm}-h{round(100 * share)}"
+                name = f"{folder}/joint-{arm}-h{_percent(share)}"
                 yield Cell(name, f"{_WORKS}:joint", {**base, "arm": arm, "hidden": share})
         return
     judge, referee = f"{folder}/judge", f"{folder_of(task.name, None, seed)}/referee"
@@ -211,8 +230,8 @@ def _of_one(sweep: Sweep, task: Task, base: Mapping[str, Any]) -> Iterable[Cell]
             yield Cell(
                 needs[0], f"{_WORKS}:masks", {**base, "arm": arm}, (referee, *([judge] if arm in ASKING else []))
             )
-        twins = [arm, f"{arm}{SWAPPED}"] if sweep.swapped and arm in LOOKING else [arm]
+        twins = [arm, f"{arm}{SWAPPED}"] if sweep.swapped is not False and arm in LOOKING else [arm]
         for name in twins:
             for share in sweep.hidden:
                 config = {**base, "arm": arm, "swapped": name != arm, "hidden": share}
-                yield Cell(f"{folder}/{name}-h{round(100 * share)}", f"{_WORKS}:classifier", config, needs)
+                yield Cell(f"{folder}/{name}-h{_percent(share)}", f"{_WORKS}:classifier", config, needs)

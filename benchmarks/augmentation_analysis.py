@@ -16,21 +16,23 @@ from safetensors.numpy import load_file
 from maskaug.benchmarks.augmentation import PLAIN, SWAPPED, TITLES
 from maskaug.benchmarks.augmentation_cells import DATA, PREDICTIONS
 from maskaug.benchmarks.clustered_bootstrap import Method, clustered_difference
+from maskaug.benchmarks.clustered_means import clustered_task_difference
 from maskaug.benchmarks.grid import Cell
-from maskaug.benchmarks.grid_cell import CONFIG
 from maskaug.benchmarks.statistics import (
     Interval,
-    bootstrap_difference,
     probability_of_improvement,
     stratified_bootstrap,
     verdict,
 )
 from maskaug.benchmarks.tables import Table
+from maskaug.envs.errors import ConfigurationError
 
 METRIC = "auroc"
 #: chosen before anything was looked at: of the two it is nearer to its confidence with few runs.
 METHOD: Method = "two-way"
 DRAWS = 1000
+#: said below every table of comparisons.
+ALONE = "Each interval stands alone: of twenty comparisons of equals one would be called better or worse."
 #: figures of a classifier that tables show besides.
 OTHERS = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "averaged.auroc", "study.kappa")
 
@@ -48,6 +50,7 @@ class Result:
         joint: whether judge and masker learnt along.
         figures: of results.json.
         folder: its cell's.
+        about: the task's settings, as its config has them.
     """
 
     task: str
@@ -58,6 +61,7 @@ class Result:
     joint: bool
     figures: Mapping[str, float]
     folder: Path
+    about: Mapping[str, Any]
 
     @functools.cached_property
     def predictions(self) -> dict[str, npt.NDArray[Any]]:
@@ -72,49 +76,66 @@ class Block:
     Attributes:
         task: its name.
         shots: labelled images of each class; None: all.
-        hidden: share that second views hide.
+        hidden: share that second views hide; None where no arm that is done has one.
         joint: the joint setting.
         runs: arm → seed → result; arms without a second view stand in every block of their task and budget.
         shared: whether all seeds test images of one data set.
         source: of the images: "user" or "synthetic".
         stand_in: whether made-up images stand in for real ones.
+        about: the task's settings.
+        refused: why there are differences without an interval; filled as they are asked for.
     """
 
     task: str
     shots: int | None
-    hidden: float
+    hidden: float | None
     joint: bool
     runs: Mapping[str, Mapping[int, Result]]
     shared: bool
     source: str
     stand_in: bool
-    _known: dict[tuple[str, str], Interval | None] = dataclasses.field(default_factory=dict, repr=False)
+    about: Mapping[str, Any]
+    refused: set[str] = dataclasses.field(default_factory=set, repr=False)
+    _known: dict[tuple[str, str, str], Interval | None] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def title(self) -> str:
         """For people."""
-        budget = "all labels" if self.shots is None else f"{self.shots} labels a class"
-        return f"{self.task}, {budget}, {self.hidden:.0%} hidden{', joint' if self.joint else ''}"
+        hidden = "" if self.hidden is None else f", {self.hidden:.0%} hidden"
+        return f"{self.task}, {budget_of(self.shots)}{hidden}{', joint' if self.joint else ''}"
 
     def values(self, arm: str, figure: str = METRIC) -> npt.NDArray[np.float64]:
         """(R,) a figure of all seeds that have it."""
         return np.array([r.figures[figure] for r in self.runs[arm].values() if figure in r.figures])
 
-    def difference(self, arm: str, other: str) -> Interval | None:
-        """AUROC of `arm` − `other`, paired by seed and image; None with fewer than two seeds in common."""
-        if (arm, other) not in self._known:
-            self._known[arm, other] = self._difference(arm, other)
-        return self._known[arm, other]
+    def common(self, arm: str, other: str) -> list[int]:
+        """The seeds that both arms have."""
+        return [seed for seed in self.runs.get(arm, {}) if seed in self.runs.get(other, {})]
 
-    def _difference(self, arm: str, other: str) -> Interval | None:
-        seeds = [seed for seed in self.runs.get(arm, {}) if seed in self.runs.get(other, {})]
+    def pair(self, arm: str, other: str, seed: int) -> tuple[npt.NDArray[Any], ...]:
+        """What `clustered_difference` wants to know of one seed."""
+        one, two = (self.runs[name][seed].predictions for name in (arm, other))
+        return one["labels"], one["groups"], one["probabilities"], two["probabilities"]
+
+    def difference(self, arm: str, other: str, metric: str = METRIC) -> Interval | None:
+        """`metric` of `arm` − `other`, paired by seed and image.
+
+        None with fewer than two seeds in common, and where the images are too few for an interval; see `refused`.
+        """
+        if (arm, other, metric) not in self._known:
+            self._known[arm, other, metric] = self._difference(arm, other, metric)
+        return self._known[arm, other, metric]
+
+    def _difference(self, arm: str, other: str, metric: str) -> Interval | None:
+        seeds = self.common(arm, other)
         if len(seeds) < 2 or arm == other:
             return None
-        pairs = []
-        for seed in seeds:
-            one, two = (self.runs[name][seed].predictions for name in (arm, other))
-            pairs.append((one["labels"], one["groups"], one["probabilities"], two["probabilities"]))
-        return clustered_difference(pairs, METRIC, shared=self.shared, method=METHOD, draws=DRAWS)
+        pairs: list[Any] = [self.pair(arm, other, seed) for seed in seeds]
+        try:
+            return clustered_difference(pairs, metric, shared=self.shared, method=METHOD, draws=DRAWS)
+        except ConfigurationError as error:
+            self.refused.add(str(error))
+            return None
 
 
 def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str, float]]) -> list[Result]:
@@ -134,7 +155,7 @@ def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str
         found.append(
             Result(
                 config["task"]["name"], config["shots"], config["seed"], arm, config.get("hidden"), kind == "joint",
-                figures[cell.name], Path(root) / cell.name,
+                figures[cell.name], Path(root) / cell.name, config["task"],
             )
         )  # fmt: skip
     return found
@@ -142,25 +163,31 @@ def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str
 
 def blocks(found: Sequence[Result]) -> Iterator[Block]:
     """Every task, budget, hidden share and setting that there are results of, in the order of `found`."""
-    keys = dict.fromkeys((r.task, r.shots, r.hidden, r.joint) for r in found if r.hidden is not None)
+    keys: dict[tuple[str, int | None, float | None, bool], None] = dict.fromkeys(
+        (r.task, r.shots, r.hidden, r.joint) for r in found if r.hidden is not None
+    )
+    views = {(task, shots, joint) for task, shots, _, joint in keys}
+    keys |= dict.fromkeys((*key, None, r.joint) for r in found if (*(key := (r.task, r.shots)), r.joint) not in views)
     order = {name: place for place, arm in enumerate(TITLES) for name in (arm, arm + SWAPPED)}
     for task, shots, hidden, joint in keys:
-        assert hidden is not None
         runs: dict[str, dict[int, Result]] = {}
         for r in found:
             # In the joint setting "none" has a hidden share too, which says nothing.
-            plain = r.arm in PLAIN if joint or not r.joint else False
-            if (r.task, r.shots, r.joint) == (task, shots, joint) and (r.hidden == hidden or plain):
+            if (r.task, r.shots, r.joint) == (task, shots, joint) and (r.hidden == hidden or r.arm in PLAIN):
                 runs.setdefault(r.arm, {})[r.seed] = r
         first = next(iter(next(iter(runs.values())).values()))
         data = json.loads((first.folder / DATA).read_text(encoding="utf-8"))
-        asked = json.loads((first.folder / CONFIG).read_text(encoding="utf-8"))["asked"]["task"]
         drawn = data["source"] == "synthetic"
         arms = dict(sorted(runs.items(), key=lambda item: (order[item[0]], item[0])))
         yield Block(
-            task, shots, hidden, joint, arms, not (drawn and asked["folds"] == 0), data["source"],
-            drawn and asked["env_id"] != "MaskAug-Synthetic-v0",
+            task, shots, hidden, joint, arms, not (drawn and first.about["folds"] == 0), data["source"],
+            drawn and first.about["env_id"] != "MaskAug-Synthetic-v0", first.about,
         )  # fmt: skip
+
+
+def budget_of(shots: int | None) -> str:
+    """For people."""
+    return "all labels" if shots is None else f"{shots} labels a class"
 
 
 def title_of(arm: str) -> str:
@@ -181,7 +208,7 @@ def table(block: Block) -> Table:
         plain, chance = block.difference(arm, "none"), block.difference(arm, "random")
         improves = None
         if "random" in block.runs and arm != "random":
-            seeds = [s for s in runs if s in block.runs["random"]]
+            seeds = block.common(arm, "random")
             pair = [np.array([block.runs[a][s].figures[METRIC] for s in seeds])[:, None] for a in (arm, "random")]
             improves = probability_of_improvement(pair[0], pair[1], paired=True) if len(seeds) > 1 else None
         rows.append(
@@ -196,8 +223,10 @@ def table(block: Block) -> Table:
         )  # fmt: skip
     clusters = "by group of the one data set" if block.shared else "by seed, each with images of its own, and image"
     note = (
-        f"Images: {block.source}. AUROC on held-out images; intervals of paired differences are clustered {clusters}."
+        f"Images: {block.source}. AUROC on held-out images; intervals of paired differences are clustered {clusters}. "
+        f"{ALONE}"
     )
+    note += "".join(f" No interval: {reason}." for reason in sorted(block.refused))
     empty = [i for i in range(len(columns)) if all(row[i] in ("", None) for row in rows)]
     return Table(
         block.title, [c for i, c in enumerate(columns) if i not in empty],
@@ -206,82 +235,49 @@ def table(block: Block) -> Table:
 
 
 def over_tasks(found: Sequence[Block]) -> Table | None:
-    """All blocks as the tasks of one table: interquartile means, and each arm beside none and random; None for one."""
+    """Blocks of one budget and setting as the tasks of one table; None for a single one.
+
+    Args:
+        found: one of each task, all with the same budget, hidden share and setting.
+    """
     arms = [arm for arm in found[0].runs if all(arm in block.runs for block in found)] if found else []
     if len(found) < 2 or not {"none", "random"} <= set(arms):
         return None
-    scores = {arm: [block.values(arm) for block in found] for arm in arms}
-    if min(len(v) for columns in scores.values() for v in columns) < 2:
-        return None
     rows = []
     for arm in arms:
-        row: list[Any] = [title_of(arm), stratified_bootstrap(scores[arm]).text(signed=False)]
+        scores = [block.values(arm) for block in found]
+        row: list[Any] = [title_of(arm)]
+        row.append(stratified_bootstrap(scores).text(signed=False) if min(map(len, scores)) > 1 else "")
         for other in ("none", "random"):
-            equal = all(len(a) == len(b) for a, b in zip(scores[arm], scores[other], strict=True))
-            if arm == other or not equal:
-                row += ["", "", ""]
-                continue
-            gain = bootstrap_difference(scores[arm], scores[other])
-            chance = probability_of_improvement(scores[arm], scores[other])
-            row += [gain.text(), chance.text(2, signed=False), verdict(gain)]
+            gain = None if arm == other else _over_tasks(found, arm, other)
+            row += ["", "", ""] if gain is None else [gain[0].text(), gain[1].text(2, signed=False), verdict(gain[0])]
         rows.append(row)
     columns = ["second view", "IQM (95 %)"]
     for other in ("no masks", "random"):
-        columns += [f"− {other}", f"P(better than {other})", f"against {other}"]
+        columns += [f"− {other} (95 %)", f"P(better than {other})", f"against {other}"]
     tasks = "; ".join(block.title for block in found)
-    note = f"AUROC over {len(found)} tasks ({tasks}): interquartile mean, seeds resampled within each task."
-    return Table("over all tasks", columns, rows, note)
-
-
-def masks_table(
-    cells: Iterable[Cell], figures: Mapping[str, Mapping[str, float]], task: str, shots: int | None
-) -> Table | None:
-    """What the masks themselves find, at 25 % of the image; None where no masker is done."""
-    found: dict[str, list[Mapping[str, float]]] = {}
-    for cell in cells:
-        config = cell.config
-        here = cell.work.endswith(":masks") and (config["task"]["name"], config["shots"]) == (task, shots)
-        if here and cell.name in figures:
-            found.setdefault(config["arm"], []).append(figures[cell.name])
-    if not found:
-        return None
-    columns, rows = ["mask", "seeds"], []
-    shown = {
-        "retention": "retention.agent", "swapped": "retention.swapped", "hit rate": "hit.agent", "IoU": "iou.agent",
-        "pointing game": "pointing.agent",
-    }  # fmt: skip
-    curves = [f"{what}.{fill}" for what in ("deletion", "insertion") for fill in ("zero", "mean", "blur")]
-    columns += [*shown, *(f"{curve} − random" for curve in curves), "CPU-s"]
-    order = {arm: place for place, arm in enumerate(TITLES)}
-    for arm, seeds in sorted(found.items(), key=lambda item: order[item[0]]):
-        row: list[Any] = [TITLES[arm], len(seeds)]
-        for name in shown.values():
-            values = [s[name] for s in seeds if name in s]
-            row.append(float(np.mean(values)) if values else None)
-        for curve in curves:
-            values = [s[f"{curve}.own"] - s[f"{curve}.random"] for s in seeds]
-            row.append(_by_seed(values))
-        row.append(float(np.mean([s["cpu_s"] for s in seeds])))
-        rows.append(row)
-    first = next(iter(found.values()))
-    for name in ("random", "centre", "mean_region", "ceiling"):
-        if f"retention.{name}" not in first[0]:
-            continue
-        kept = [
-            float(np.mean([s[f"{what}.{name}"] for s in first])) for what in ("retention", "hit", "iou", "pointing")
-        ]
-        rows.append(
-            [f"control: {name.replace('_', ' ')}", len(first), kept[0], None, *kept[1:], *[""] * len(curves), None]
-        )
-    budget = "all labels" if shots is None else f"{shots} labels a class"
     note = (
-        "Held-out images. Deletion (lower is better) and insertion (higher) on a classifier that was not the judge, "
-        "minus those of random rankings, 95 % interval over seeds."
+        f"AUROC over {len(found)} tasks ({tasks}). Interquartile mean: seeds resampled within each task, images not. "
+        "Differences: means over tasks, of the seeds that all tasks have, clustered by seed and by the groups of each "
+        f"task. {ALONE}"
     )
-    return Table(f"{task}, {budget}: the masks themselves, 25 % of the image", columns, rows, note)
+    stand_in = any(block.stand_in for block in found)
+    title = "over all tasks" + found[0].title.removeprefix(found[0].task)
+    return Table(title, columns, rows, note, stand_in=stand_in)
 
 
-def _by_seed(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:+.3f}" if values else ""
-    return stratified_bootstrap(np.array(values)[:, None], statistic=lambda x: float(np.mean(x))).text()
+def _over_tasks(found: Sequence[Block], arm: str, other: str) -> tuple[Interval, Interval] | None:
+    """(difference, probability of improvement), or None with fewer than two seeds in common."""
+    seeds = [seed for seed in found[0].common(arm, other) if all(seed in b.common(arm, other) for b in found)]
+    if len(seeds) < 2:
+        return None
+    runs: list[list[Any]] = [[block.pair(arm, other, seed) for block in found] for seed in seeds]
+    try:
+        gain = clustered_task_difference(runs, METRIC, shared=found[0].shared, method=METHOD, draws=DRAWS)
+    except ConfigurationError:
+        # Every block's own table says why.
+        return None
+    one, two = (
+        [np.array([block.runs[a][seed].figures[METRIC] for seed in seeds]) for block in found] for a in (arm, other)
+    )
+    return gain, probability_of_improvement(one, two, paired=True)

@@ -2,7 +2,8 @@
 
 Beside its figures a cell leaves data.json (name, source, digest and licence of the images), and a classifier
 predictions.safetensors: "labels", "groups" and "probabilities" of every scored image, "averaged" with test-time
-averaging, "studies" where there are any.
+averaging, "studies" where there are any. A masker leaves scores.safetensors, "train" and "scored", and
+curves.safetensors: the areas under the deletion and insertion curves of single images, and their "groups".
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.defaults import default_grid
-from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.devices import resolve_device
+from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.files import write_json, write_safetensors
 from maskaug.envs.judges import load_judge, make_judge, save_judge
 from maskaug.envs.masking import cells_for_area, cells_to_mask, filler, keep
 from maskaug.envs.networks import at_once, to_float
 from maskaug.envs.pretrain import FitSettings, as_writable, fit_classifier, predict_logits
-from maskaug.envs.statistics import has_statistics, reestimate_statistics
 
 JUDGE, SCORES, PREDICTIONS, DATA = "judge.safetensors", "scores.safetensors", "predictions.safetensors", "data.json"
+CURVES = "curves.safetensors"
 #: fillings of deletion and insertion.
 FILLS = ("zero", "mean", "blur")
 #: scored images that deletion and insertion are measured on, evenly spaced.
@@ -79,6 +81,13 @@ class _Cell:
         self.split: str = config["split"]
         self.parts = parts(self.task, config["shots"], self.seed)
         self.train, self.scored = self.parts["train"], self.parts[self.split]
+        self.device = resolve_device(self.training.device)
+        assert self.scored.labels is not None
+        if missing := [c for i, c in enumerate(self.scored.class_names) if i not in self.scored.labels]:
+            raise ConfigurationError(
+                f"task {self.task.name}, seed {self.seed}: no {self.split} image is {missing[0]!r}, so that AUROC "
+                "is unknown; bring more data, or leave that class out"
+            )
         play = env_keywords(self.task.env_id, self.task.env)
         self.grid: int = play.get("grid") or default_grid("grid", self.train.shape[1:])
         about = {k: getattr(self.train, k) for k in ("name", "source", "licence", "citation")}
@@ -97,20 +106,19 @@ class _Cell:
         batch = more.pop("batch", t.batch)
         settings = FitSettings(updates=t.updates, batch_size=batch, lr=t.lr, seed=self.seed)
         began = time.process_time()
-        fit_classifier(network, train, self.parts["val"], settings, device=t.device, **more)
-        if has_statistics(network):
-            # What training saw has hidden parts.
-            reestimate_statistics(network, train.images, batch=at_once(*train.shape[1:]))
+        fit_classifier(network, train, self.parts["val"], settings, clean=True, device=self.device, **more)
         return time.process_time() - began
 
     def score(self, network: nn.Module, folder: Path, kept: Tensor | None = None) -> dict[str, float]:
         """Predictions into a file, and their figures; with masks also "averaged.…", test-time averaging."""
-        scored, device = self.scored, self.training.device
+        scored, device = self.scored, self.device
         assert scored.labels is not None
         found = {"probabilities": predict_logits(network, scored.images, device=device).double().softmax(1)}
         if kept is not None:
             aiding = _aiding_probabilities(network, scored, kept, self.training.fill, device)
             found["averaged"] = (found["probabilities"] + aiding) / 2
+        if not all(bool(values.isfinite().all()) for values in found.values()):
+            raise JudgeError("the classifier's probabilities are not finite: it has diverged; lower lr")
         kept_along = {"labels": as_writable(scored.labels), "groups": as_writable(scored.groups)}
         if scored.studies is not None:
             kept_along["studies"] = as_writable(scored.studies)
@@ -143,15 +151,14 @@ def masks(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
     """A masker: its scores of the labelled and the scored images, and how good its masks are."""
     cell = _Cell(config, folder)
     arm, grid, seed = config["arm"], cell.grid, cell.seed
-    judges = [load_judge(path / JUDGE)[0] for name, path in inputs.items() if name.endswith("/judge")]
-    (referee,) = (load_judge(path / JUDGE)[0] for name, path in inputs.items() if name.endswith("/referee"))
+    known = {name.rpartition("/")[2]: load_judge(path / JUDGE)[0].to(cell.device) for name, path in inputs.items()}
     began = time.process_time()
     if arm == "oracle":
         scores = {
             name: oracle_scores(part, grid, seed) for name, part in (("train", cell.train), ("scored", cell.scored))
         }
     else:
-        ranker = arms.masker(arm, cell.train, judges[0] if judges else None, grid, cell.training, seed)
+        ranker = arms.masker(arm, cell.train, known.get("judge"), grid, cell.training, seed)
         scores = {name: all_scores(ranker, part) for name, part in (("train", cell.train), ("scored", cell.scored))}
     figures = {"cpu_s": time.process_time() - began}
     if not all(np.isfinite(values).all() for values in scores.values()):
@@ -160,20 +167,21 @@ def masks(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
     spec = GridSpec(cell.train.shape, grid, cells_for_area(arms.PLAYED_AREA, grid))
     if cell.scored.outlined.any():
         figures |= mask_figures(scores["scored"], cell.scored, cell.train, spec, seed)
-    return figures | _curves(cell, referee.to(cell.training.device), scores["scored"])
+    return figures | _curves(cell, known["referee"], scores["scored"], folder)
 
 
-def _curves(cell: _Cell, referee: nn.Module, scores: npt.NDArray[np.float32]) -> dict[str, float]:
-    # "deletion.zero.own" and the like, and those of random rankings of the same images.
+def _curves(cell: _Cell, referee: nn.Module, scores: npt.NDArray[np.float32], folder: Path) -> dict[str, float]:
+    # "deletion.zero.own" and the like, and those of random rankings of the same images; image by image into a file.
     some = np.unique(np.linspace(0, len(scores) - 1, min(MOST, len(scores))).astype(int))
     chance = np.random.default_rng([cell.seed, 0xDE1]).random((DRAWS, *scores[some].shape), np.float32)
     images = np.array(cell.scored.images[some])
-    figures: dict[str, float] = {}
+    values: dict[str, npt.NDArray[np.float64]] = {}
     for fill in FILLS:
         found = curve_aucs(referee, images, {"own": scores[some], "random": chance}, fill, seed=cell.seed)
-        for name, values in found.items():
-            figures |= {f"{what}.{fill}.{name}": float(v.mean()) for what, v in values.items()}
-    return figures
+        values |= {f"{what}.{fill}.{name}": v for name, both in found.items() for what, v in both.items()}
+    kept_along = {"groups": as_writable(cell.scored.groups[some])}
+    write_safetensors(folder / CURVES, {**{name: as_writable(v) for name, v in values.items()}, **kept_along}, {})
+    return {name: float(v.mean()) for name, v in values.items()}
 
 
 def classifier(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, float]:
@@ -185,6 +193,8 @@ def classifier(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[
         seconds = cell.fit(network, cell.train, batch=twice * cell.training.batch)
         return {**cell.score(network, folder), "cpu_s": seconds}
     hidden, fill = config["hidden"], cell.training.fill
+    if not 0 < cells_for_area(hidden, cell.grid) < cell.grid**2:
+        raise ConfigurationError(f"hidden={hidden} of {cell.grid}×{cell.grid} cells is none, or all; use a finer grid")
     if arm in DRAWN:
         view = arms.drawn_view(arm, cell.train, cell.grid, hidden, fill, cell.seed)
         seconds = cell.fit(network, cell.train, view=view)
@@ -203,15 +213,17 @@ def joint(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
     arm, training = config["arm"], cell.training
     player, keywords = arms.joint_player(arm, config["hidden"])
     found = train_joint(
-        player, cell.train, cell.parts["val"], updates=training.joint_updates, batch=training.batch, seed=cell.seed,
-        device=training.device,
+        player, cell.train, cell.parts["val"], updates=training.joint_updates, checks=min(10, training.joint_updates),
+        batch=training.batch, seed=cell.seed, device=cell.device,
         env={"grid": cell.grid, "fill": training.fill, "reward_model": cell.network(3), **keywords},
     )  # fmt: skip
     return {**cell.score(found.judge, folder), **found.figures}
 
 
 @torch.no_grad()
-def _aiding_probabilities(network: nn.Module, dataset: ImageDataset, kept: Tensor, fill: str, device: str) -> Tensor:
+def _aiding_probabilities(
+    network: nn.Module, dataset: ImageDataset, kept: Tensor, fill: str, device: torch.device
+) -> Tensor:
     # (N, C) float64: of the images with all but their own cells hidden.
     network.eval()
     chunk, found = at_once(*dataset.shape[1:]), []

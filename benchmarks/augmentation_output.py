@@ -17,6 +17,8 @@ from maskaug.benchmarks.augmentation import PLAIN, TITLES, Task
 from maskaug.benchmarks.augmentation_analysis import Block, Result, title_of
 from maskaug.benchmarks.augmentation_arms import PLAYED_AREA
 from maskaug.benchmarks.augmentation_cells import SCORES, parts
+from maskaug.benchmarks.augmentation_masks import masks_tables
+from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
 from maskaug.benchmarks.forest import Compared, difference_map, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
@@ -44,10 +46,9 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     state = list(grid.status().values())
     unfinished = "" if set(state) <= {"done"} else grid.say()
     tables = [analysis.table(block) for block in blocks]
-    if (all_of_them := analysis.over_tasks(_widest(blocks))) is not None:
-        tables.insert(0, all_of_them)
-    asked = dict.fromkeys((c.config["task"]["name"], c.config["shots"]) for c in cells if c.work.endswith(":masks"))
-    tables += [t for task, shots in asked if (t := analysis.masks_table(cells, figures, task, shots)) is not None]
+    across = [t for some in _across(blocks) if (t := analysis.over_tasks(some)) is not None]
+    tables = [*across, *published_tables(blocks), *budget_tables(blocks), *tables]
+    tables += masks_tables(grid.root, cells, figures)
     tables = [Table(t.title, t.columns, t.rows, t.note, unfinished, t.stand_in) for t in tables]
     out.mkdir(parents=True, exist_ok=True)
     write_tables(out / TABLES, tables)
@@ -73,11 +74,18 @@ def _rows(path: Path, found: Sequence[Result]) -> None:
             writer.writerow([r.task, shots, r.seed, setting, r.arm, hidden, *values])
 
 
-def _widest(blocks: Sequence[Block]) -> list[Block]:
-    """Of the decoupled blocks those with the most arms: the ones that a table over tasks can be made of."""
-    own = [b for b in blocks if not b.joint]
-    most = max((len(b.runs) for b in own), default=0)
-    return [b for b in own if len(b.runs) == most]
+def _across(blocks: Sequence[Block]) -> list[list[Block]]:
+    """What tables over tasks are made of: of each setting the budget and hidden share with the most arms in common."""
+    chosen = []
+    for joint in (False, True):
+        found: dict[Any, list[Block]] = {}
+        for block in blocks:
+            if block.joint == joint and block.hidden is not None:
+                found.setdefault((block.shots, block.hidden), []).append(block)
+        several = {key: own for key, own in found.items() if len(own) > 1}
+        common = {key: len(set.intersection(*(set(b.runs) for b in own))) for key, own in several.items()}
+        chosen += [own for key, own in several.items() if common[key] == max(common.values())]
+    return chosen
 
 
 def _forest(block: Block, out: Path) -> None:
@@ -92,8 +100,8 @@ def _forest(block: Block, out: Path) -> None:
 
 def _maps(blocks: Sequence[Block], out: Path) -> None:
     for task in dict.fromkeys(b.task for b in blocks if not b.joint):
-        own = [b for b in blocks if b.task == task and not b.joint]
-        hidden = sorted({b.hidden for b in own})
+        own = [b for b in blocks if b.task == task and not b.joint and b.hidden is not None]
+        hidden = sorted({b.hidden for b in own if b.hidden is not None})
         shots = sorted({b.shots for b in own}, key=lambda s: np.inf if s is None else s)
         if len(hidden) < 2 or len(shots) < 2:
             continue
@@ -129,7 +137,7 @@ def _gallery(grid: Grid, figures: Mapping[str, Any], out: Path) -> None:
         scores = load_file(grid.root / cell.name / SCORES)["scored"][rows]
         best = top_cells(torch.from_numpy(scores), cells_for_area(PLAYED_AREA, scores.shape[1]))
         masks[TITLES[cell.config["arm"]]] = cells_to_mask(best, *some.shape[1:]).numpy()
-    budget = "all labels" if first["shots"] is None else f"{first['shots']} labels a class"
+    budget = analysis.budget_of(first["shots"])
     write_gallery(
         out / GALLERY, np.array(some.images), masks, None if some.regions is None else np.array(some.regions),
         names=list(some.names), title=f"{first['task']['name']}, {budget}, seed {first['seed']}: masks of 25 %",

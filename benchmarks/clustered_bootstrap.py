@@ -52,8 +52,8 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """One run's groups (n,), and its figure: weights (B, n) → (B,), NaN where a class has no weight."""
+class ScoredRun:
+    """One run: its groups (n,), and its figure: weights (B, n) → (B,), NaN where a class has no weight."""
 
     groups: npt.NDArray[Any]
     score: Callable[[Array], Array]
@@ -105,12 +105,8 @@ def clustered_difference(
         ConfigurationError: fewer than two runs, or than two groups in one; arrays that do not fit together; a class
             that a run does not test; or one in so few groups that most draws miss it.
     """
-    measure = _measure(metric)
-    scored = []
-    for i, run in enumerate(runs):
-        labels, groups, (first, second) = _checked(i, metric, run[0], run[1], run[2:])
-        scored.append(_Scored(groups, partial(_difference, measure, labels, first, second)))
-    return _interval(scored, shared, method, draws, confidence, seed)
+    scored = [scored_pair(i, run, metric) for i, run in enumerate(runs)]
+    return interval_of(scored, shared, method, draws, confidence, seed)
 
 
 def clustered_metric(
@@ -132,16 +128,25 @@ def clustered_metric(
     scored = []
     for i, run in enumerate(runs):
         labels, groups, (probabilities,) = _checked(i, metric, run[0], run[1], run[2:])
-        scored.append(_Scored(groups, partial(measure, labels, probabilities)))
-    found = _interval(scored, shared, method, draws, confidence, seed)
+        scored.append(ScoredRun(groups, partial(measure, labels, probabilities)))
+    found = interval_of(scored, shared, method, draws, confidence, seed)
     return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
+
+
+def scored_pair(number: int, run: PairedRun | tuple[Any, Any, Any, Any], metric: str) -> ScoredRun:
+    """Run `number`, its figure being the difference of the metric; arguments and errors of `clustered_difference`."""
+    labels, groups, (first, second) = _checked(number, metric, run[0], run[1], run[2:])
+    return ScoredRun(groups, partial(_difference, _measure(metric), labels, first, second))
 
 
 def _difference(measure: Measure, labels: Labels, first: Array, second: Array, weights: Array) -> Array:
     return measure(labels, first, weights) - measure(labels, second, weights)
 
 
-def _interval(runs: list[_Scored], shared: bool, method: Method, draws: int, confidence: float, seed: int) -> Interval:
+def interval_of(
+    runs: Sequence[ScoredRun], shared: bool, method: Method, draws: int, confidence: float, seed: int
+) -> Interval:
+    """What `clustered_difference` says of its figures, said of any others."""
     if len(runs) < 2:
         raise ConfigurationError(f"an interval over runs needs at least two, got {len(runs)}; run more seeds or splits")
     if method not in ("two-way", "pigeonhole"):
@@ -182,7 +187,7 @@ def _unbiased(sizes: list[int]) -> Array:
 
 
 def _draw_groups(
-    runs: list[_Scored], shared: bool, draws: int, seeds: np.random.SeedSequence
+    runs: Sequence[ScoredRun], shared: bool, draws: int, seeds: np.random.SeedSequence
 ) -> tuple[Array, list[int]]:
     """Every run's figure in every draw of groups, (draws, runs), NaN where a class has no weight; how many groups.
 

@@ -20,7 +20,7 @@ COLOURS: dict[str, Colour] = {
     "worse": (186, 73, 32),
     "not established": (120, 120, 126),
 }
-_NAMES, _PANEL, _ROW, _HEAD, _FOOT, _GAP = 250, 330, 24, 74, 44, 26
+_NAMES, _PANEL, _ROW, _HEAD, _FOOT, _GAP = 250, 330, 24, 74, 44, 44
 _FIELD, _LEVEL = (86, 34), 120
 
 
@@ -70,7 +70,7 @@ def forest(rows: Sequence[Compared], panels: Sequence[str], heading: str) -> Pic
         for n in range(round((high - low) / step) + 1):
             x = low + n * step
             line(draw, [(at(x), _HEAD), (at(x), bottom)], INK if abs(x) < step / 2 else RULE, 1.3)
-            text(draw, (at(x), bottom + 16), f"{x:+.{_digits(step)}f}".replace("-", "−"), 11, "mm")
+            text(draw, (at(x), bottom + 16), _tick(x, step), 11, "mm")
         for i, row in enumerate(rows):
             interval = row.intervals[k]
             if interval is None:
@@ -131,8 +131,7 @@ def _field(draw: ImageDraw.ImageDraw, interval: Interval | None, corner: tuple[f
     share = 0.7 * min(1.0, abs(interval.value) / top)
     full = COLOURS["better" if interval.value > 0 else "worse"]
     draw.rectangle(box, fill=tuple(round(255 + share * (c - 255)) for c in full))
-    told = f"{interval.value:+.3f}".replace("-", "−").replace("0.", ".")
-    text(draw, (x + w / 2, y + h / 2), told, 12, "mm")
+    text(draw, (x + w / 2, y + h / 2), interval.text().split(" ")[0], 12, "mm")
     if interval.excludes(0.0):
         draw.ellipse([(x + w - 12) * OVER, (y + 6) * OVER, (x + w - 6) * OVER, (y + 12) * OVER], fill=INK)
 
@@ -152,5 +151,6 @@ def _step(reach: float) -> float:
     return next((round(s, 9) for s in sizes if reach / s <= 6), 10.0**6)
 
 
-def _digits(step: float) -> int:
-    return max(0, -math.floor(math.log10(step) + 1e-9))
+def _tick(x: float, step: float) -> str:
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return "0" if abs(x) < step / 2 else f"{x:+.{digits}f}"

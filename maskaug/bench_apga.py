@@ -18,7 +18,7 @@ def bench_apga(
     cluster: bool = False,
     retries: int = 0,
     gpus: float = 0.0,
-) -> None:
+) -> int:
     """Does training with masks help? New classifiers on every arm's masks, with all controls and paired intervals.
 
     Args:
@@ -36,16 +36,24 @@ def bench_apga(
         cluster: run on a Ray cluster.
         retries: how often a run that fails is tried again.
         gpus: share of a GPU that a run takes, on a cluster.
+
+    Returns:
+        The exit status: 1 where a run has failed or is left, and the tables say so.
     """
     from maskaug.benchmarks.augmentation import cells
+    from maskaug.benchmarks.augmentation_cells import parts
     from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
 
     chosen = preset_of(data, preset, None if root is None else root.expanduser().resolve(), seeds, arms)
+    if root is not None:
+        # A folder that cannot be read would else be the same error in every run.
+        parts(chosen.sweeps[0].tasks[0], None, 0)
     grid = Grid(out / "runs", cells(chosen.sweeps, chosen.training, split))
     print(grid.say())
-    grid.run(jobs=jobs, cluster=cluster, retries=retries, gpus=gpus)
+    state = grid.run(jobs=jobs, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):
         print(table.markdown(), end="\n\n")
     print(f"wrote {out}/")
+    return int(set(state.values()) != {"done"})
