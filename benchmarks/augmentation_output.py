@@ -13,15 +13,16 @@ import torch
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks import augmentation_analysis as analysis
-from maskaug.benchmarks.augmentation import PLAIN, TITLES, Task
+from maskaug.benchmarks.augmentation import PLAIN, TITLES
 from maskaug.benchmarks.augmentation_analysis import Block, Result, title_of
 from maskaug.benchmarks.augmentation_arms import PLAYED_AREA
-from maskaug.benchmarks.augmentation_cells import SCORES, parts
+from maskaug.benchmarks.augmentation_cells import SCORES
 from maskaug.benchmarks.forest import Compared, difference_map, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
-from maskaug.benchmarks.tables import TABLES, Table, write_tables
+from maskaug.benchmarks.tables import TABLES, Table, markdown, write_tables
+from maskaug.benchmarks.tasks import Task, parts
 from maskaug.envs.files import atomic_write
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture
@@ -59,26 +60,6 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     _maps(blocks, out)
     _gallery(grid, figures, out)
     return tables
-
-
-def markdown(table: Table) -> str:
-    """A table for people."""
-    lines = [f"### {table.title}", ""]
-    lines += [f"**Unfinished: {table.unfinished}.**", ""] if table.unfinished else []
-    lines += ["**Made-up images stand in for the real ones.**", ""] if table.stand_in else []
-    lines += [f"{table.note}", ""] if table.note else []
-    lines.append("| " + " | ".join(c.replace("|", "\\|") for c in table.columns) + " |")
-    lines.append("|" + "---|" * len(table.columns))
-    lines += ["| " + " | ".join(_shown(v) for v in row) + " |" for row in table.rows]
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}".replace("-", "−")
-    return str(value).replace("|", "\\|")
 
 
 def _text(path: Path, text: str) -> None:

@@ -78,6 +78,26 @@ def read_tables(path: str | os.PathLike[str]) -> list[Table]:
     return [_table(one, f"{os.fspath(path)}, table {i + 1}") for i, one in enumerate(value)]
 
 
+def markdown(table: Table) -> str:
+    """A table for people."""
+    lines = [f"### {table.title}", ""]
+    lines += [f"**Unfinished: {table.unfinished}.**", ""] if table.unfinished else []
+    lines += ["**Made-up images stand in for the real ones.**", ""] if table.stand_in else []
+    lines += [f"{table.note}", ""] if table.note else []
+    lines.append("| " + " | ".join(c.replace("|", "\\|") for c in table.columns) + " |")
+    lines.append("|" + "---|" * len(table.columns))
+    lines += ["| " + " | ".join(_shown(v) for v in row) + " |" for row in table.rows]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}".replace("-", "−")
+    return str(value).replace("|", "\\|")
+
+
 def _plain(cell: Any) -> Any:
     return cell.item() if isinstance(cell, np.generic) else cell
 

@@ -38,9 +38,10 @@ def bench_apga(
         gpus: share of a GPU that a run takes, on a cluster.
     """
     from maskaug.benchmarks.augmentation import cells
-    from maskaug.benchmarks.augmentation_output import markdown, write_analysis
+    from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
+    from maskaug.benchmarks.tables import markdown
 
     chosen = preset_of(data, preset, None if root is None else root.expanduser().resolve(), seeds, arms)
     grid = Grid(out / "runs", cells(chosen.sweeps, chosen.training, split))
