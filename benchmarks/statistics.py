@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from maskaug.envs.errors import ConfigurationError
 
@@ -101,7 +100,10 @@ def iqm(scores: Scores) -> float:
     >>> iqm(np.array([[0.0, 0.4], [0.6, 9.0]]))
     0.5
     """
-    return float(stats.trim_mean(np.concatenate(_tasks(scores, 1)), 0.25))
+    # By hand: scipy.stats.trim_mean takes a hundred times as long, and a bootstrap asks for thousands.
+    ordered = np.sort(np.concatenate(_tasks(scores, 1)))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def stratified_bootstrap(
@@ -126,6 +128,7 @@ def stratified_bootstrap(
     Raises:
         ConfigurationError: a task with fewer than two runs, a score that is not finite, no draws, no confidence.
     """
+    check_draws(draws, confidence)
     tasks = _tasks(scores, 2)
     form = _form(scores)
     values = [
@@ -156,6 +159,7 @@ def bootstrap_difference(
     Raises:
         ConfigurationError: the shapes differ; and as `stratified_bootstrap`.
     """
+    check_draws(draws, confidence)
     tasks, others = _tasks(first, 2), _tasks(second, 2)
     _check_pairs(tasks, others)
     form, form_other = _form(first), _form(second)
@@ -197,7 +201,7 @@ def probability_of_improvement(
         raise ConfigurationError(f"the first has {len(tasks)} tasks and the second {len(others)}; compare the same")
     if paired:
         _check_pairs(tasks, others)
-    _check_draws(draws)
+    check_draws(draws, confidence)
     rng = np.random.default_rng(seed)
     values, resampled = 0.0, np.zeros(draws)
     for x, y in zip(tasks, others, strict=True):
@@ -213,10 +217,8 @@ def percentile_interval(value: float, resampled: Array, confidence: float) -> In
     """The interval between the (1 − confidence) ÷ 2 quantiles from below and above of (draws,) resampled values.
 
     Raises:
-        ConfigurationError: confidence is not between 0 and 1, or a value is not finite.
+        ConfigurationError: a value is not finite.
     """
-    if not 0 < confidence < 1:
-        raise ConfigurationError(f"confidence={confidence} must be between 0 and 1, such as 0.95")
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
 
@@ -230,6 +232,19 @@ def bootstrap_counts(rng: np.random.Generator, draws: int, n: int) -> Array:
     return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
+def check_draws(draws: int, confidence: float) -> None:
+    """Refuse what gives no interval.
+
+    Raises:
+        ConfigurationError: fewer than 100 draws, or confidence is not between 0 and 1.
+    """
+    if draws < 100 or not 0 < confidence < 1:
+        raise ConfigurationError(
+            f"draws={draws} must be at least 100, such as 2000, and confidence={confidence} between 0 and 1, such as "
+            "0.95"
+        )
+
+
 def _tasks(scores: Scores, least: int) -> list[Array]:
     """T arrays (R_t,) float64, of at least `least` runs."""
     if isinstance(scores, np.ndarray):
@@ -239,7 +254,8 @@ def _tasks(scores: Scores, least: int) -> list[Array]:
     tasks = [np.asarray(task, np.float64) for task in scores]
     if not tasks or any(task.ndim != 1 or len(task) < least for task in tasks):
         raise ConfigurationError(
-            f"scores must be tasks with at least {least} runs each, got {[task.shape for task in tasks]}; run more seeds"
+            f"scores must be tasks with at least {least} runs each, got {[task.shape for task in tasks]}; run more "
+            "seeds"
         )
     if not all(np.isfinite(task).all() for task in tasks):
         raise ConfigurationError("scores must be finite; leave failed runs out, and say so")
@@ -251,15 +267,9 @@ def _form(scores: Scores) -> Callable[[list[Array]], Any]:
 
 
 def _resamples(tasks: list[Array], draws: int, seed: int) -> Iterator[list[npt.NDArray[np.int64]]]:
-    _check_draws(draws)
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         yield [rng.integers(len(task), size=len(task)) for task in tasks]
-
-
-def _check_draws(draws: int) -> None:
-    if draws < 1:
-        raise ConfigurationError(f"draws={draws} must be at least 1; 2000 give the ends of a 95 % interval well")
 
 
 def _check_pairs(tasks: list[Array], others: list[Array]) -> None:

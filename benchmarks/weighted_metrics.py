@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
+#: (labels, probabilities, weights (B, n)) → (B,)
+Measure = Callable[[Labels, Array, Array], Array]
 
 
 def auroc(labels: Labels, probabilities: Array, weights: Array) -> Array:
@@ -27,7 +29,8 @@ def auroc(labels: Labels, probabilities: Array, weights: Array) -> Array:
     """
     classes = probabilities.shape[1]
     columns = [1] if classes == 2 else range(classes)
-    return np.mean([_area(labels == c, probabilities[:, c], weights) for c in columns], axis=0)
+    areas: Array = np.mean([_area(labels == c, probabilities[:, c], weights) for c in columns], axis=0)
+    return areas
 
 
 def accuracy(labels: Labels, probabilities: Array, weights: Array) -> Array:
@@ -39,17 +42,17 @@ def accuracy(labels: Labels, probabilities: Array, weights: Array) -> Array:
 def balanced_accuracy(labels: Labels, probabilities: Array, weights: Array) -> Array:
     """Mean over the classes of the share of each that is predicted right: (B,); arguments and NaN as `auroc`."""
     found, true, _ = _counts(labels, probabilities, weights)
-    return _ratio(found, true).mean(axis=1)
+    return _means(found, true)
 
 
 def macro_f1(labels: Labels, probabilities: Array, weights: Array) -> Array:
     """Mean over the classes of F1 = 2·found ÷ (true + predicted): (B,); arguments and NaN as `auroc`."""
     found, true, predicted = _counts(labels, probabilities, weights)
     # A class without weight that is predicted has F1 = 0 by the formula, and no recall that it could be the F1 of.
-    return _ratio(2 * found, np.where(true > 0, true + predicted, 0)).mean(axis=1)
+    return _means(2 * found, np.where(true > 0, true + predicted, 0))
 
 
-METRICS: dict[str, Callable[[Labels, Array, Array], Array]] = {
+METRICS: dict[str, Measure] = {
     "auroc": auroc,
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
@@ -77,6 +80,12 @@ def _counts(labels: Labels, probabilities: Array, weights: Array) -> tuple[Array
     return weights @ (true & predicted), weights @ true, weights @ predicted
 
 
+def _means(above: Array, below: Array) -> Array:
+    means: Array = _ratio(above, below).mean(axis=1)
+    return means
+
+
 def _ratio(above: Array, below: Array) -> Array:
-    """Above ÷ below, NaN where below is 0."""
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+    """What `above` is divided by `below`, NaN where that is 0."""
+    ratio: Array = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+    return ratio
