@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-intelligent-masking test slow lint clean
+.PHONY: demo demo-intelligent-masking test slow browser lint clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,7 +34,11 @@ lint: $(VENV)/.installed-test
 test: lint
 	$(BIN)/pytest
 
-slow: $(VENV)/.installed-test
+# Debian's chromium, in which the slow tests look at `maskaug report`.
+browser:
+	command -v chromium || (apt-get update && apt-get install -y chromium)
+
+slow: $(VENV)/.installed-test browser
 	$(BIN)/pytest -m slow
 
 clean:

@@ -16,7 +16,7 @@ from maskaug._version import __version__
 from maskaug.benchmarks.report_charts import number
 from maskaug.benchmarks.report_files import read_bytes
 from maskaug.benchmarks.report_found import DONE, FAILED, UNFINISHED, Found, Run, collect, shown
-from maskaug.benchmarks.report_galleries import figures, galleries_of
+from maskaug.benchmarks.report_galleries import WIDTHS, figures, galleries_of, width_for
 from maskaug.benchmarks.report_html import GENERATOR, Budget, Column, badge, box, cell, details, escaped, page, table
 from maskaug.benchmarks.report_runs import anchor, curves_together, link, progress, run_details, runs_table, versions_of
 from maskaug.benchmarks.tables import Table
@@ -77,24 +77,27 @@ def render(found: Found, title: str, metrics: Sequence[str], size: int) -> str:
     # Pictures take most of a page: text and curves leave them their share.
     folded = [run_details(runs, i, made[i], budget, 2 * size // 5) for i in range(len(runs))]
     sections["Learning curves"] = curves_together(runs, budget)
+    made_of = _data(runs, budget) + _versions(sets, which, budget)
     beside = [(f"{folder}/{file.name}", file) for folder, file in found.figures]
-    sections["Figures"] = figures(beside, budget, problems)
+    sections["Figures"] = figures(beside, WIDTHS[0], budget, problems)
     sections["Galleries"], style = galleries_of(found.galleries, budget, problems)
+    across = width_for(sum(len(run.pictures) for run in runs), budget)
+    pictures = [figures([(file.name, file) for file in run.pictures], across, budget, problems) for run in runs]
     sections["Each run"] = "".join(
-        details(anchor(i), summary, inside + figures(run_pictures, budget, problems), is_open=len(runs) == 1)
-        for i, (summary, inside) in enumerate(folded)
-        for run_pictures in [[(file.name, file) for file in runs[i].pictures]]
+        details(anchor(i), summary, inside + shots, is_open=len(runs) == 1)
+        for i, ((summary, inside), shots) in enumerate(zip(folded, pictures, strict=True))
     )
-    sections["Data and versions"] = _data(runs, budget) + _versions(sets, which, budget)
+    sections["Data and versions"] = made_of
     kept = {name: text for name, text in sections.items() if text}
-    links = "".join(f'<a href="#{name.lower().replace(" ", "-")}">{name}</a>' for name in kept)
+    ids = {name: f"section-{name.lower().replace(' ', '-')}" for name in kept}
+    links = "".join(f'<a href="#{ids[name]}">{name}</a>' for name in kept)
     parts = [
         f"<h1>{escaped(title)}</h1>",
         f'<p class="soft">MaskAug {__version__} · {escaped(", ".join(map(shown, found.folders[:20])))}</p>',
         *_on_top(found, problems, budget),
         f"<nav>{links}</nav>",
         "<main>",
-        *(f'<h2 id="{name.lower().replace(" ", "-")}">{name}</h2>{text}' for name, text in kept.items()),
+        *(f'<h2 id="{ids[name]}">{name}</h2>{text}' for name, text in kept.items()),
         "</main>",
     ]
     return page(title, "\n".join(parts), style)
@@ -125,10 +128,15 @@ def _on_top(found: Found, problems: Sequence[str], budget: Budget) -> list[str]:
         )  # fmt: skip
     if problems:
         parts.append(box("bad", f"{len(problems)} files could not be used", [escaped(shown(p)) for p in problems]))
-    if budget.dropped:
+    if budget.dropped or budget.notes:
         left = [f"{number(count)} {escaped(what)}" for what, count in budget.dropped.items()]
+        left += map(escaped, budget.notes)
         parts.append(
-            box("warn", f"Left out, for the page to stay below {(budget.size + _FIXED) // 1_000_000} MB", left)
+            box(
+                "warn",
+                f"Left out or made smaller, for the page to stay below {(budget.size + _FIXED) // 1_000_000} MB",
+                left,
+            )
         )
     return parts
 

@@ -41,17 +41,17 @@ def chart(title: str, lines: Sequence[Line], x_label: str, buckets: int = 80) ->
         buckets: a line with more points than twice as many keeps the lowest and the highest of each bucket, so that
             no spike is lost.
     """
-    thin = [thinned(line.curve, buckets) for line in lines]
+    # Far beyond what anything measures; keeps the differences finite.
+    thin = [thinned((x.clip(-1e300, 1e300), y.clip(-1e300, 1e300)), buckets) for _, _, (x, y) in lines]
     x_ticks, x_low, x_high = axis(np.concatenate([x for x, _ in thin]), tight=True)
     y_ticks, y_low, y_high = axis(np.concatenate([y for _, y in thin]))
     plot_w, plot_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def across(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.asarray(_LEFT + (x / 2 - x_low / 2) / (x_high / 2 - x_low / 2) * plot_w)
+        return np.asarray(_LEFT + (x - x_low) / (x_high - x_low) * plot_w)
 
     def down(y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        # Halves: values near the largest float have differences beyond it.
-        return np.asarray(_TOP + plot_h - (y / 2 - y_low / 2) / (y_high / 2 - y_low / 2) * plot_h)
+        return np.asarray(_TOP + plot_h - (y - y_low) / (y_high - y_low) * plot_h)
 
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_escaped(title)}">',
@@ -96,7 +96,7 @@ def axis(values: npt.NDArray[np.float64], *, tight: bool = False) -> tuple[list[
     """Round ticks and the ends of an axis that holds all `values`.
 
     Args:
-        values: (T,), finite.
+        values: (T,), finite and far from the largest numbers that there are.
         tight: the ends are the values' own; otherwise there is a little room.
 
     Returns:
@@ -105,8 +105,7 @@ def axis(values: npt.NDArray[np.float64], *, tight: bool = False) -> tuple[list[
     >>> axis(np.array([0.0, 10.0]), tight=True)
     ([0.0, 2.0, 4.0, 6.0, 8.0, 10.0], 0.0, 10.0)
     """
-    # Far beyond what anything measures; keeps the differences finite.
-    low, high = (float(v) for v in np.clip([values.min(), values.max()], -1e300, 1e300))
+    low, high = float(values.min()), float(values.max())
     # Values that differ in their last bits alone would be ticks of one and the same label.
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = 0.5 * abs(low) or 1.0

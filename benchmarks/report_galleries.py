@@ -13,20 +13,33 @@ from maskaug.envs.errors import ConfigurationError
 
 #: images of a gallery that are shown.
 IMAGES = 24
+#: pixels across that a PNG file's picture may keep, and bytes that a run's picture of that width takes at most.
+WIDTHS, _COSTS = (1400, 640, 400), (120_000, 60_000, 0)
+#: with fewer bytes left nothing more is tried.
+_FULL = 20_000
 
 
-def figures(files: Sequence[tuple[str, Path]], budget: Budget, problems: list[str]) -> str:
-    """PNG files with their captions; what cannot be used is added to `problems`."""
-    return "".join(_picture(file, caption, budget, problems) for caption, file in files)
+def width_for(count: int, budget: Budget) -> int:
+    """How wide `count` pictures may be for all of them to fit, as a rule; what is reduced is said on the page."""
+    room = budget.left / max(count, 1)
+    across = next((width for width, cost in zip(WIDTHS, _COSTS, strict=True) if room >= cost), WIDTHS[-1])
+    if across < WIDTHS[0]:
+        budget.notes.append(f"the runs' {count} pictures are reduced to {across} pixels across")
+    return across
 
 
-def _picture(file: Path, caption: str, budget: Budget, problems: list[str]) -> str:
+def figures(files: Sequence[tuple[str, Path]], across: int, budget: Budget, problems: list[str]) -> str:
+    """PNG files with their captions, at most `across` pixels wide; what cannot be used is added to `problems`."""
+    return "".join(_picture(file, caption, across, budget, problems) for caption, file in files)
+
+
+def _picture(file: Path, caption: str, across: int, budget: Budget, problems: list[str]) -> str:
     # What is nearly full would be filled by no more than luck, and every try decodes a picture.
-    if budget.left < 5_000:
+    if budget.left < _FULL:
         budget.drop("pictures")
         return ""
     try:
-        uri, width, height = embedded(file)
+        uri, width, height = embedded(file, across)
     except ConfigurationError as error:
         problems.append(str(error))
         return ""
@@ -40,7 +53,7 @@ def galleries_of(files: Sequence[tuple[str, Path]], budget: Budget, problems: li
     parts: list[str] = []
     styles: list[str] = []
     for i, (folder, file) in enumerate(files):
-        if budget.left < 5_000:
+        if budget.left < _FULL:
             budget.drop("galleries", len(files) - i)
             break
         try:

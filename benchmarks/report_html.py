@@ -26,11 +26,17 @@ class Budget:
 
     Args:
         size: bytes in all.
+
+    Attributes:
+        left: bytes that are still free.
+        dropped: what was left out, and how many of it.
+        notes: what else was done to save room.
     """
 
     def __init__(self, size: int) -> None:
         self.size = self.left = size
         self.dropped: dict[str, int] = {}
+        self.notes: list[str] = []
 
     def take(self, what: str, piece: str, keep: int = 0) -> str:
         """`piece` if it fits and `keep` bytes are left after it; otherwise "", and one more of `what` is left out."""

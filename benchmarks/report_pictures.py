@@ -19,8 +19,6 @@ from maskaug.envs.rendering import MASK, REGION, Picture
 
 #: pixels a side that a gallery's pictures have at most, and its outlines at least.
 SIDE = 144
-#: pixels that a PNG file's picture keeps across; more are reduced.
-WIDEST = 1400
 _MOST_PIXELS = 64_000_000
 #: what the colours of an overlay are: nothing · inside of the mask · its border · the region's border.
 _PALETTE = [0, 0, 0, *MASK, *MASK, *REGION]
@@ -34,8 +32,12 @@ def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def embedded(path: Path) -> tuple[str, int, int]:
+def embedded(path: Path, across: int) -> tuple[str, int, int]:
     """A PNG file as a data: URI, with its width and height; charts stay sharp, pictures become JPEG.
+
+    Args:
+        path: the file.
+        across: a picture that is wider is reduced to so many pixels.
 
     Raises:
         ConfigurationError: it cannot be read, is no PNG, or has too many pixels.
@@ -55,9 +57,9 @@ def embedded(path: Path) -> tuple[str, int, int]:
     plain = Image.new("RGB", picture.size, "white")
     layer = picture.convert("RGBA")
     plain.paste(layer, mask=layer)
-    if plain.width > WIDEST:
-        height = max(1, round(plain.height * WIDEST / plain.width))
-        plain = plain.resize((WIDEST, height), Image.Resampling.LANCZOS)
+    if plain.width > across:
+        height = max(1, round(plain.height * across / plain.width))
+        plain = plain.resize((across, height), Image.Resampling.LANCZOS)
     # What is drawn has few colours and compresses without loss; photographs do not.
     few = plain.getcolors(maxcolors=4096) is not None
     uri = data_uri(plain, "png", optimize=True) if few else data_uri(plain, "jpeg", quality=85, subsampling=0)

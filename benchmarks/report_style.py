@@ -41,8 +41,8 @@ th button:focus-visible, a:focus-visible, summary:focus-visible, .scroll:focus-v
 th button::after { content: " \\2195"; color: var(--soft); font-weight: 400; }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--link); }
 th[aria-sort=descending] button::after { content: " \\2193"; color: var(--link); }
-#runs tbody th { position: sticky; left: 0; background: var(--card); z-index: 1; }
-tbody tr:hover > *, #runs tbody tr:hover th { background: var(--head); }
+#runs tbody th, .gallery tbody th { position: sticky; left: 0; background: var(--card); z-index: 1; }
+tbody tr:hover > *, #runs tbody tr:hover th, .gallery tbody tr:hover th { background: var(--head); }
 .tools { margin: .5rem 0; display: flex; gap: .8rem; align-items: center; flex-wrap: wrap; }
 input[type=search] { font: inherit; padding: .3rem .6rem; min-width: 18em; border: 1px solid var(--rule);
   border-radius: 5px; background: var(--card); color: var(--ink); }

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from maskaug.bench_algorithms import bench_algorithms
 from maskaug.bench_apga import bench_apga
+from maskaug.bench_throughput import bench_throughput
 from maskaug.benchmarks.presets import apga_play, pictures_of
 from maskaug.options import (
     APGAOptions,
@@ -15,30 +16,9 @@ from maskaug.options import (
     EnvOptions,
     IntelligentMaskingOptions,
     MaskerArm,
-    Preset,
     Readout,
     Split,
-    Way,
 )
-
-
-def bench_throughput(
-    out: Path | None = None,
-    num_envs: int | None = None,
-    rounds: int | None = None,
-    preset: Preset = "default",
-) -> None:
-    """Environment steps against the bare judge, and APGA's step against its unavoidable passes: CPU-time ratios.
-
-    Args:
-        out: a CSV file to write beside the table.
-        num_envs: N; 64, or 25 as published.
-        rounds: how often both sides are measured in turn, the median being reported; 20, or 3 as published.
-        preset: published measures that preset's step alone, at its own size: many minutes on a CPU.
-    """
-    from maskaug.benchmarks.throughput import throughput
-
-    throughput(num_envs=num_envs, rounds=rounds, out=out, preset=preset)
 
 
 def bench_retention(
@@ -222,36 +202,6 @@ def bench_area(
     area(settings, seeds, out, device)
 
 
-def bench_device(
-    num_envs: tuple[int, ...] = (64, 256, 1024),
-    judge: str = "densenet169",
-    image_size: int = 224,
-    images: int = 512,
-    ways: tuple[Way, ...] = get_args(Way),
-    rounds: int = 10,
-    steps: int = 4,
-    device: str = "auto",
-    out: Path | None = None,
-) -> None:
-    """Environment steps against the bare judge, in wall time, with tensors and with numpy: for a GPU.
-
-    Args:
-        num_envs: batches, one row each.
-        judge: small or densenet169.
-        image_size: pixels a side.
-        images: how many synthetic images are played.
-        ways: how the judge is computed; bf16 and compiled are channels last as well.
-        rounds: how often both sides are measured in turn; the median is reported.
-        steps: of the environment in a measurement.
-        device: auto, cpu, cuda, …
-        out: a CSV file to write beside the table.
-    """
-    from maskaug.benchmarks.device_throughput import DeviceSettings, device_throughput
-
-    settings = DeviceSettings(judge, image_size, images, ways, rounds, steps)
-    device_throughput(settings, num_envs, device, out)
-
-
 def bench_data(
     pictures: int = 200,
     source_size: int = 512,
@@ -290,7 +240,6 @@ BENCHMARKS: dict[str, Callable[..., int | None]] = {
     "maskers": bench_maskers,
     "area": bench_area,
     "throughput": bench_throughput,
-    "device": bench_device,
     "data": bench_data,
     "regret": bench_regret,
     "algorithms": bench_algorithms,

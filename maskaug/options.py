@@ -12,7 +12,13 @@ Preset = Literal["default", "published"]
 Arm = Literal[
     "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published"
 ]
-Way = Literal["eager", "channels_last", "bf16", "compiled"]
+Action = Literal["grid", "patch", "pixel", "box"]
+Passes = Literal["eager", "channels_last", "compiled"]
+Vectorization = Literal["native", "sync", "async", "dummy"]
+ThroughputPreset = Literal["smoke", "cpu", "paper"]
+ThroughputAgent = Literal[
+    "apga", "apga_joint", "apga_published", "intelligent_masking", "intelligent_masking_published", "ppo"
+]
 MaskerArm = Literal[
     "cutout", "grad_cam", "input_gradient", "gradient", "bagged", "end_to_end", "apga", "apga_judges", "apga_features",
     "distilled",

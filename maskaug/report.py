@@ -29,7 +29,9 @@ def report(
     from maskaug.benchmarks.report_runs import progress
 
     found = write_report(folders, out, title=title, metrics=metrics, megabytes=megabytes)
-    tables, galleries = len(found.tables), len(found.galleries)
-    print(f"{progress(found.runs)}, {tables} tables, {galleries} galleries; wrote {out}")
+    counts = {"table": len(found.tables), "figure": len(found.figures), "gallery": len(found.galleries)}
+    said = [progress(found.runs)] if found.runs else []
+    said += [f"{count} × {what}" for what, count in counts.items() if count]
+    print(f"{', '.join(said) or 'nothing that could be used'}; wrote {out}")
     if found.problems:
         print(f"{len(found.problems)} files could not be used; the page says which")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from maskaug.agents.sb3_defaults import defaults_for
-from maskaug.benchmarks import throughput
+from maskaug.benchmarks import throughput_agents
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.judges import make_judge
 
@@ -27,20 +28,16 @@ def test_collecting_is_measured_against_the_bare_judge(monkeypatch: pytest.Monke
         calls.append(f"step of {len(actions)}")
         return play(self, actions)
 
-    def ratio(numerator: Any, denominator: Any, rounds: int) -> tuple[float, float, float]:
-        for side in (numerator, denominator):
-            calls.clear()
-            side()
-            sides.append([*calls])
-        return float(rounds), 0.0, 0.0
-
     monkeypatch.setattr(OnPolicyAlgorithm, "collect_rollouts", collect_rollouts)
     monkeypatch.setattr(MaskVectorEnv, "step", step)
-    monkeypatch.setattr(throughput, "make_judge", lambda *_: judge)
-    monkeypatch.setattr(throughput, "ratio", ratio)
-    assert throughput.collection_ratio(4, 3) == (3.0, 0.0, 0.0)
-    # Images a second of collecting ÷ those of the judge: the judge's time stands above.
-    bare, collected = sides
+    monkeypatch.setattr(throughput_agents, "make_judge", lambda *_: judge)
+    *measured, images = throughput_agents.collecting(4, torch.device("cpu"), 8)
+    for side in measured:
+        calls.clear()
+        side()
+        sides.append([*calls])
+    collected, bare = sides
     steps = defaults_for("ppo", "patch")["n_steps"]
+    assert images == steps * 4
     assert bare == ["judged 4"] * steps
     assert [c for c in collected if "judged" not in c] == [f"rollout of {steps} steps", *["step of 4"] * steps]
