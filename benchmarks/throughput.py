@@ -19,8 +19,8 @@ from maskaug.benchmarks import throughput_agents, throughput_games
 from maskaug.benchmarks.throughput_games import FIGURES
 from maskaug.benchmarks.throughput_settings import Game, ThroughputSettings
 from maskaug.benchmarks.timing import Spread
-from maskaug.envs.files import atomic_write
 from maskaug.envs.devices import resolve_device
+from maskaug.envs.files import atomic_write
 
 _AXES = tuple(field.name for field in dataclasses.fields(Game))
 #: of the CSV file; each figure has two more, _p10 and _p90. What a row does not measure is empty.
