@@ -66,20 +66,31 @@ def dashes(draw: ImageDraw.ImageDraw, left: float, right: float, y: float) -> No
 
 def text(draw: ImageDraw.ImageDraw, at: tuple[float, float], words: str, size: int, anchor: str) -> None:
     """Words, placed by Pillow's two letters of `anchor`."""
-    draw.text((at[0] * OVER, at[1] * OVER), words, fill=INK, font=_font(size), anchor=anchor)
+    draw.text((at[0] * OVER, at[1] * OVER), drawable(words), fill=INK, font=_font(size), anchor=anchor)
+
+
+def drawable(words: str) -> str:
+    """Words in letters that Pillow's own font has: it draws a box for a minus sign.
+
+    >>> drawable("−.5 to 2 × 3")
+    '-.5 to 2 x 3'
+    """
+    return words.translate({ord("−"): "-", ord("–"): "-", ord("×"): "x"})
 
 
 def upwards(canvas: Image.Image, words: str, x: float, y: float) -> None:
     """Words that read from below, around (x, y)."""
     strip = Image.new("RGB", (HEIGHT * OVER, 20 * OVER), PAPER)
-    ImageDraw.Draw(strip).text((strip.width / 2, strip.height / 2), words, fill=INK, font=_font(13), anchor="mm")
+    ImageDraw.Draw(strip).text(
+        (strip.width / 2, strip.height / 2), drawable(words), fill=INK, font=_font(13), anchor="mm"
+    )
     turned = strip.transpose(Image.Transpose.ROTATE_90)
     canvas.paste(turned, (round(x * OVER - turned.width / 2), round(y * OVER - turned.height / 2)))
 
 
 def fitting(draw: ImageDraw.ImageDraw, words: str, width: int) -> int:
     """The size, of 17 or less, in which words fit into `width` pixels; 9 where none does."""
-    sizes = [size for size in range(17, 9, -1) if draw.textlength(words, _font(size)) <= width * OVER]
+    sizes = [size for size in range(17, 9, -1) if draw.textlength(drawable(words), _font(size)) <= width * OVER]
     return sizes[0] if sizes else 9
 
 
