@@ -16,12 +16,12 @@ from maskaug.benchmarks.encoder_presets import DEMO
 from maskaug.benchmarks.encoders import Encoding
 
 
-def demo(out: Path, encoding: Encoding = DEMO) -> None:
-    """Run everything; leaves runs/, the tables and pictures in `out`."""
+def demo(out: Path, encoding: Encoding = DEMO, jobs: int = 2) -> None:
+    """Run everything, `jobs` arms at a time; leaves runs/, the tables and pictures in `out`."""
     began = time.perf_counter()
     seeds = len(encoding.seeds)
     print(f"{seeds} seeds × {len(encoding.arms)} arms, {encoding.pretraining.updates} updates each", flush=True)
-    run_encoding(encoding, out, jobs=2, say=lambda text: print(text, flush=True))
+    run_encoding(encoding, out, jobs=jobs, say=lambda text: print(text, flush=True))
     print(f"\n{time.perf_counter() - began:.0f} s; {seeds} seeds show the way, not an effect: see benchmarks/results")
 
 

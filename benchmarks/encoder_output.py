@@ -96,7 +96,8 @@ def _forest(block: Block, out: Path) -> None:
         Compared(TITLES[arm], (block.difference(arm, "none"), block.difference(arm, CONTROL.get(arm))))
         for arm in block.runs
     ]
-    if any(i is not None for row in rows for i in row.intervals):
+    rows = [row for row in rows if any(i is not None for i in row.intervals)]
+    if rows:
         panels = ("AUROC − no pre-training", "AUROC − random of equal area")
         slug = re.sub(r"[^a-z0-9]+", "-", block.title.lower()).strip("-")
         save_picture(str(out / f"forest-{slug}.png"), forest(rows, panels, f"{block.title}: paired differences, 95 %"))
