@@ -181,7 +181,9 @@ def table(block: Block) -> Table:
 
 
 def _note(block: Block) -> str:
-    clusters = "by group of the one data set" if block.shared else "by seed, each with images of its own, and image"
+    clusters = "by seed, each with images of its own, and image"
+    if block.shared:
+        clusters = "by fold and by group of the one data set (that training sets overlap they do not know)"
     return (
         f"Images: {block.source}. Macro-AUROC on held-out images, mean over draws of labels; paired differences with "
         f"95 % intervals clustered {clusters}. Random of equal area: random cells, or for one patch a random patch."

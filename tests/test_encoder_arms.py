@@ -17,7 +17,7 @@ from maskaug.benchmarks.masks import control_masks
 from maskaug.benchmarks.reports import all_scores, own_masks
 from maskaug.benchmarks.tasks import parts
 from maskaug.envs.environment import MaskVectorEnv
-from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.errors import ConfigurationError, MaskAugError
 from maskaug.envs.reconstruction import ReconstructionReward
 
 
@@ -168,3 +168,10 @@ def test_the_papers_networks_are_those_of_the_arms() -> None:
 def test_pre_training_that_cannot_be_is_refused(change: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigurationError, match=word):
         dataclasses.replace(TINY, **change)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_device_is_the_one_that_was_asked_for() -> None:
+    assert left_by("random", device="auto").judge.device.type == "cpu"
+    with pytest.raises(MaskAugError, match="cuda"):
+        left_by("random", device="cuda")
