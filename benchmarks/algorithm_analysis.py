@@ -22,7 +22,8 @@ from maskaug.benchmarks.chart_parts import Colour
 from maskaug.benchmarks.charts import Band, BandPanel, band_chart
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.statistics import Interval, iqm, probability_of_improvement, verdict
-from maskaug.envs.files import atomic_write
+from maskaug.benchmarks.tables import TABLES, Table, write_tables
+from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.rendering import Picture, save_picture
 
 #: measure → its name for people, and the games that have it.
@@ -165,40 +166,36 @@ def unfinished(settings: AlgorithmSettings, results: Results) -> str:
     """What is missing, for people; "" where nothing is."""
     cells = [cell.name for cell in settings.cells()]
     done = sum(name in results for name in cells)
-    return "" if done == len(cells) else f"UNFINISHED: {done} of {len(cells)} cells done"
+    return "" if done == len(cells) else f"{done} of {len(cells)} cells done"
 
 
-def markdown(settings: AlgorithmSettings, results: Results, skipped: Sequence[str] = ()) -> str:
-    """The table of every game, and what is missing from it."""
-    rows = table_rows(settings, results)
-    lines = [f"**{missing}**\n"] if (missing := unfinished(settings, results)) else []
+def tables(settings: AlgorithmSettings, results: Results) -> list[Table]:
+    """The table of every game; each says what is missing."""
+    rows, missing = table_rows(settings, results), unfinished(settings, results)
+    found = []
     for game, setting in settings.games.items():
         measures = [name for name, (_, games) in MEASURES.items() if game in games]
         first = ARMS[game][setting.arms[0]].title
         heads = ["arm", "seeds", "masks", "CPU-s", "masks per CPU-s"]
         for measure in measures:
             heads += [f"{MEASURES[measure][0]} [95 %]", "untrained", "swapped", f"− {first} [95 %]", "P(better)"]
-        lines += [
-            f"### {game}: {setting.timesteps} masks, {settings.split} split, {_seeds(settings.seeds)}\n",
-            f"| {' | '.join(heads)} |",
-            f"|{'---|' * len(heads)}",
-        ]
-        for row in rows:
-            if row["game"] == game:
-                lines.append(f"| {' | '.join(_markdown_cells(row, measures, settings.seeds))} |")
-        lines.append("")
+        cells = [_cells(row, measures, settings.seeds) for row in rows if row["game"] == game]
+        title = f"{game}: {setting.timesteps} masks, {settings.split} split, {_seeds(settings.seeds)}"
+        found.append(Table(title, heads, cells, unfinished=missing))
+    return found
+
+
+def markdown(settings: AlgorithmSettings, results: Results, skipped: Sequence[str] = ()) -> str:
+    """The table of every game, and what is missing from it."""
+    text = "\n\n".join(table.markdown() for table in tables(settings, results)) + "\n"
     if skipped:
-        lines.append(f"Skipped: {', '.join(skipped)} (sb3-contrib is not installed; pip install 'maskaug[contrib]').\n")
-    return "\n".join(lines)
+        text += f"\nSkipped: {', '.join(skipped)} (sb3-contrib is not installed; pip install 'maskaug[contrib]').\n"
+    return text
 
 
-def _markdown_cells(row: Mapping[str, Any], measures: Sequence[str], seeds: int) -> list[str]:
+def _cells(row: Mapping[str, Any], measures: Sequence[str], seeds: int) -> list[str]:
     some = f"{row['seeds']:.0f} of {seeds}" if row["seeds"] != seeds else f"{seeds}"
-    cells = [
-        row["title"].replace("|", "\\|"),
-        some,
-        *(_rounded(row.get(name), 0) for name in ("steps", "cpu_s", "steps_per_cpu_s")),
-    ]
+    cells = [row["title"], some, *(_rounded(row.get(name), 0) for name in ("steps", "cpu_s", "steps_per_cpu_s"))]
     for measure in measures:
         cells += [
             _spread(row, measure),
@@ -249,7 +246,7 @@ def picture(settings: AlgorithmSettings, results: Results, game: str, measure: s
     if settings.seeds > 1:
         heading += ", mean and its 95 % interval"
     if missing := unfinished(settings, results):
-        heading += f"\n{missing}"
+        heading += f"\nUNFINISHED: {missing}"
     judges = [results[judge_name(game, seed)] for seed in range(settings.seeds) if judge_name(game, seed) in results]
     best = "greedy search" if game == "classification" else "best patch"
     marks = [("random", 0.0), (best, 1.0)]
@@ -261,14 +258,15 @@ def picture(settings: AlgorithmSettings, results: Results, game: str, measure: s
 def write_analysis(
     settings: AlgorithmSettings, results: Results, out: Path, skipped: Sequence[str] = ()
 ) -> tuple[Path, ...]:
-    """table.csv, table.md, curves.csv and <game>[-<measure>].png in `out`; returns their paths."""
+    """tables.json, table.md, table.csv, curves.csv and <game>[-<measure>].png in `out`; returns their paths."""
     rows = table_rows(settings, results)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _write_csv(out / "table.csv", [columns, *([row.get(name, "") for name in columns] for row in rows)])
     text = markdown(settings, results, skipped)
-    atomic_write(out / "table.md", lambda path: _write_text(path, text))
+    write_text(out / "table.md", text)
     points: list[list[object]] = [["game", "arm", "measure", "seeds", "steps", "cpu_s", "mean", "low", "high"]]
-    files = [out / "table.csv", out / "table.md", out / "curves.csv"]
+    write_tables(out / TABLES, tables(settings, results))
+    files = [out / TABLES, out / "table.csv", out / "table.md", out / "curves.csv"]
     for game, setting in settings.games.items():
         for measure, (_, games) in MEASURES.items():
             if game not in games:
@@ -300,7 +298,3 @@ def _write_csv(file: Path, rows: Sequence[Sequence[object]]) -> None:
             csv.writer(opened, lineterminator="\n").writerows(rows)
 
     atomic_write(file, write)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

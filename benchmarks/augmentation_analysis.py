@@ -29,7 +29,7 @@ from maskaug.benchmarks.tables import Table
 from maskaug.benchmarks.tasks import DATA
 
 METRIC = "auroc"
-#: chosen before anything was looked at: closer to its confidence with few runs, see `clustered_difference`.
+#: chosen before anything was looked at: of the two it is nearer to its confidence with few runs.
 METHOD: Method = "two-way"
 DRAWS = 1000
 #: figures of a classifier that tables show besides.

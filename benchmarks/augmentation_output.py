@@ -21,9 +21,9 @@ from maskaug.benchmarks.forest import Compared, difference_map, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
-from maskaug.benchmarks.tables import TABLES, Table, markdown, write_tables
+from maskaug.benchmarks.tables import TABLES, Table, write_tables
 from maskaug.benchmarks.tasks import Task, parts
-from maskaug.envs.files import atomic_write
+from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture
 
@@ -52,18 +52,14 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     tables = [Table(t.title, t.columns, t.rows, t.note, unfinished, t.stand_in) for t in tables]
     out.mkdir(parents=True, exist_ok=True)
     write_tables(out / TABLES, tables)
-    text = "\n\n".join(markdown(table) for table in tables) + "\n"
-    atomic_write(out / "tables.md", lambda path: _text(path, text))
+    text = "\n\n".join(table.markdown() for table in tables) + "\n"
+    write_text(out / "tables.md", text)
     atomic_write(out / "results.csv", lambda path: _rows(path, found))
     for block in blocks:
         _forest(block, out)
     _maps(blocks, out)
     _gallery(grid, figures, out)
     return tables
-
-
-def _text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _rows(path: Path, found: Sequence[Result]) -> None:

@@ -94,18 +94,26 @@ def _synthetic(preset: str, root: str) -> Preset:
         return Preset(
             [Sweep(small, [8], [0, 1], ARMS, [0.6]), Sweep(small, [8], [0, 1], JOINT, [0.6], joint=True)], training
         )
-    tasks = [task(d) for d in ("easy", "medium", "hard")]
-    many = preset == "paper"
-    seeds = range(30 if many else 10)
-    training = Training(fill="blur") if not many else Training(fill="blur", updates=1500, device="auto")
+    easy, medium, hard = (task(d) for d in ("easy", "medium", "hard"))
+    if preset == "paper":
+        tasks, seeds = [easy, medium, hard], range(30)
+        return Preset(
+            [
+                Sweep(tasks, [25, 50, 100, 200], seeds, tuple(TITLES), [0.25, 0.6]),
+                Sweep(tasks, [100], seeds, JOINT, [0.25, 0.6], joint=True),
+            ],
+            Training(fill="blur", updates=1500, joint_updates=1500, device="auto"),
+        )
+    seeds = range(10)
     return Preset(
         [
-            Sweep(tasks, [100], seeds, ARMS if not many else tuple(TITLES), [0.6]),
-            Sweep(tasks[:1], [25, 50, 200], seeds, FEW, [0.6]),
-            Sweep(tasks[:1], [100], seeds, FEW, [0.25]),
-            Sweep(tasks[:1], [100], seeds, JOINT, [0.6], joint=True),
+            Sweep([medium], [100], seeds, ARMS, [0.6]),
+            Sweep([easy, hard], [100], seeds, (*FEW, "input_gradient"), [0.6]),
+            Sweep([medium], [25, 50, 200], seeds, FEW, [0.6]),
+            Sweep([medium], [100], seeds, JOINT, [0.6], joint=True),
+            Sweep([medium], [100], seeds, FEW, [0.25]),
         ],
-        training,
+        Training(fill="blur", updates=600, joint_updates=600),
     )
 
 

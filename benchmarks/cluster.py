@@ -7,7 +7,9 @@ from what is there.
 from __future__ import annotations
 
 import importlib
+import os
 import secrets
+import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,14 +41,16 @@ class Cluster:
         # Ray counts in ten thousandths, and more than one GPU in whole ones.
         if not (gpus == 0 or 1e-4 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
             raise ConfigurationError(f"gpus={gpus} must be a share between 0 and 1, or a whole number of GPUs")
+        self._gpus = gpus
         self._ray = _ray()
         self._own = not self._ray.is_initialized()
         if self._own:
             try:
+                _knock(os.environ.get("RAY_ADDRESS", ""))
                 self._ray.init(include_dashboard=False, logging_level="WARNING")
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise ConfigurationError(
-                    f"Ray cannot connect to a cluster ({error}); start one, or correct or unset RAY_ADDRESS"
+                    f"there is no Ray cluster to connect to ({error}); start one, or correct or unset RAY_ADDRESS"
                 ) from error
         if gpus and not self._ray.cluster_resources().get("GPU"):
             warnings.warn("no node of the Ray cluster has a GPU: cells wait until one joins", stacklevel=4)
@@ -64,7 +68,7 @@ class Cluster:
 
     def start(self, cell: Cell) -> None:
         """Hand over a cell."""
-        self._cells[self._task.remote(self._root, self._token, cell)] = cell
+        self._cells[self._task.remote(self._root, self._token, self._gpus, cell)] = cell
 
     def finished(self, seconds: float | None) -> list[Outcome]:
         """Outcomes, those of cells whose nodes were lost too often among them."""
@@ -91,8 +95,8 @@ class Cluster:
         return outcome
 
 
-def run_task(root: Path, token: Path, cell: Cell) -> Outcome:
-    """One cell on some node, on the one core that it was given.
+def run_task(root: Path, token: Path, gpus: float, cell: Cell) -> Outcome:
+    """One cell on some node, on the one core and the share of a GPU that it was given.
 
     Raises:
         ConfigurationError: the node does not see the grid's folder.
@@ -100,7 +104,17 @@ def run_task(root: Path, token: Path, cell: Cell) -> Outcome:
     if not token.exists():
         raise ConfigurationError(f"{root} is not the grid's folder there; put it on storage that all nodes share")
     torch.set_num_threads(1)
+    if not gpus:
+        # Ray names a cell's GPUs here, and leaves all in sight of one that asked for none.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return attempt(root, cell)
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes to connect where nobody is."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _ray() -> Any:

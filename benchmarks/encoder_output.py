@@ -20,9 +20,9 @@ from maskaug.benchmarks.forest import Compared, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.pictures import restored_rows
-from maskaug.benchmarks.tables import TABLES, Table, markdown, write_tables
+from maskaug.benchmarks.tables import TABLES, Table, write_tables
 from maskaug.benchmarks.tasks import Task
-from maskaug.envs.files import atomic_write
+from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.rendering import label, save_picture, sheet
 
 
@@ -45,7 +45,7 @@ def run_encoding(
     say(grid.say())
     states = grid.run(jobs=jobs, say=say, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):
-        say(markdown(table) + "\n")
+        say(table.markdown() + "\n")
     say(f"wrote {out}/")
     return set(states.values()) == {"done"}
 
@@ -69,17 +69,12 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     tables = [dataclasses.replace(t, unfinished=unfinished) for t in tables]
     out.mkdir(parents=True, exist_ok=True)
     write_tables(out / TABLES, tables)
-    text = "\n\n".join(markdown(table) for table in tables) + "\n"
-    atomic_write(out / "tables.md", lambda path: _text(path, text))
+    write_text(out / "tables.md", "\n\n".join(table.markdown() for table in tables) + "\n")
     atomic_write(out / "results.csv", lambda path: _rows(path, found))
     for block in blocks:
         _forest(block, out)
     _pictures(grid, figures, out)
     return tables
-
-
-def _text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _rows(path: Path, found: Sequence[Result]) -> None:

@@ -24,6 +24,8 @@ from maskaug.envs.files import write_json
 CONFIG, RESULTS, ERROR = "config.json", "results.json", "error.json"
 Figures = dict[str, float]
 Work = Callable[[Mapping[str, Any], Path, Mapping[str, Path]], Mapping[str, float]]
+# How long a process that is given up for lost, on another node perhaps, may still hold its lock, in seconds.
+_PATIENCE = 10.0
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@%-]*")
 _WORK = re.compile(r"maskaug(\.[A-Za-z]\w*)+:[A-Za-z]\w*")
 
@@ -164,21 +166,19 @@ def attempt(root: Path, cell: Cell) -> Outcome:
 def lost(root: Path, cell: Cell, reason: str) -> Outcome:
     """What to make of a cell whose process has ended without a word: failed, for `reason`, unless it is done."""
     folder = Path(root) / cell.name
-    try:
-        with _locked(folder):
-            if read_figures(root, cell) is not None:
-                return Outcome(cell.name, "done")
-            _write_error(folder, "Killed", reason, "")
-    except BusyError:
-        return Outcome(cell.name, "busy")
-    return Outcome(cell.name, "failed", message=reason)
+    # Without the lock no error.json: somebody else has begun with the cell.
+    with contextlib.suppress(BusyError), _locked(folder, _PATIENCE):
+        if read_figures(root, cell) is not None:
+            return Outcome(cell.name, "done")
+        _write_error(folder, "Killed", reason, "")
+    return Outcome(cell.name, "failed", message=reason.partition("\n")[0])
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(folder / LOCK).acquire(blocking=False)
+        lock = FileLock(folder / LOCK).acquire(timeout=seconds)
     except Timeout:
         raise BusyError(f"another process is running {folder}") from None
     with lock:

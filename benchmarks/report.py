@@ -21,7 +21,7 @@ from maskaug.benchmarks.report_html import GENERATOR, Budget, Column, badge, box
 from maskaug.benchmarks.report_runs import anchor, curves_together, link, progress, run_details, runs_table, versions_of
 from maskaug.benchmarks.tables import Table
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.files import atomic_write
+from maskaug.envs.files import write_text
 
 #: rows of one of an analysis's tables that are shown.
 ROWS = 2000
@@ -61,7 +61,7 @@ def report(
         raise ConfigurationError(f"{target} exists and is no page of `maskaug report`; choose another --out")
     found = collect(folders)
     text = render(found, title, metrics, megabytes * 1_000_000)
-    atomic_write(target, lambda path: _write(path, text))
+    write_text(target, text)
     return found
 
 
@@ -184,7 +184,3 @@ def _versions(sets: Sequence[dict[str, str]], which: Sequence[int | None], budge
         rows.append(f"<tr>{cell(f'versions {k + 1}')}{cell(which.count(k))}{said}</tr>")
     heads = [Column("versions"), Column("runs", number=True), *map(Column, names)]
     return budget.take("tables", "<h3>Versions</h3>" + table("versions", "Versions", heads, rows))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")

@@ -48,6 +48,22 @@ class Table:
     unfinished: str = ""
     stand_in: bool = False
 
+    def markdown(self) -> str:
+        """The table for people; what is unfinished or a stand-in is said before it."""
+        lines = [f"### {self.title}", ""]
+        lines += [f"**UNFINISHED: {self.unfinished}**", ""] if self.unfinished else []
+        lines += ["**Made-up images stand in for the real ones.**", ""] if self.stand_in else []
+        lines += [self.note, ""] if self.note else []
+        shown = [list(self.columns), *([_shown(cell) for cell in row] for row in self.rows)]
+        bars = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in shown]
+        return "\n".join([*lines, bars[0], "|" + "---|" * len(self.columns), *bars[1:]])
+
+
+def _shown(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.3f}".replace("-", "−") if isinstance(cell, float) else str(cell)
+
 
 def write_tables(path: str | os.PathLike[str], tables: Sequence[Table]) -> None:
     """Write `tables` to `path`, which must be called tables.json, atomically.
@@ -76,26 +92,6 @@ def read_tables(path: str | os.PathLike[str]) -> list[Table]:
     if not isinstance(value, list):
         raise ConfigurationError(f"{os.fspath(path)} must be a list of tables")
     return [_table(one, f"{os.fspath(path)}, table {i + 1}") for i, one in enumerate(value)]
-
-
-def markdown(table: Table) -> str:
-    """A table for people."""
-    lines = [f"### {table.title}", ""]
-    lines += [f"**Unfinished: {table.unfinished}.**", ""] if table.unfinished else []
-    lines += ["**Made-up images stand in for the real ones.**", ""] if table.stand_in else []
-    lines += [f"{table.note}", ""] if table.note else []
-    lines.append("| " + " | ".join(c.replace("|", "\\|") for c in table.columns) + " |")
-    lines.append("|" + "---|" * len(table.columns))
-    lines += ["| " + " | ".join(_shown(v) for v in row) + " |" for row in table.rows]
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}".replace("-", "−")
-    return str(value).replace("|", "\\|")
 
 
 def _plain(cell: Any) -> Any:

@@ -15,6 +15,8 @@ from maskaug.benchmarks.grid_cell import Cell, Outcome, attempt, lost
 from maskaug.envs.errors import MaskAugError
 from maskaug.envs.sources import check_workers
 
+_LOOK = 1.0
+
 
 class Workers(Protocol):
     """Whoever runs cells."""
@@ -26,7 +28,7 @@ class Workers(Protocol):
         """Begin with a cell."""
 
     def finished(self, seconds: float | None) -> list[Outcome]:
-        """What has ended, after waiting for the first to end; no longer than `seconds` if that is given."""
+        """What has ended, after waiting for something to end, but no longer than `seconds`: it can be nothing."""
 
     def close(self) -> None:
         """End all; what was under way is left as it is."""
@@ -87,17 +89,16 @@ class Processes:
 
     def finished(self, seconds: float | None) -> list[Outcome]:
         """Outcomes, those of killed processes among them."""
-        # The end of the process, too: a child of its own may keep its pipe open.
-        ready = wait([end for worker in self._busy for end in (worker.connection, worker.process.sentinel)], seconds)
+        # Looked after each second: while a child of its own lives, nothing else tells that a process has died.
+        wait([worker.connection for worker in self._busy], _LOOK if seconds is None else min(seconds, _LOOK))
         outcomes = []
         for worker in list(self._busy):
-            if worker.connection in ready or worker.process.sentinel in ready:
-                if (outcome := worker.outcome()) is None:
-                    continue
-                self._busy.remove(worker)
-                if not worker.connection.closed:
-                    self._idle.append(worker)
-                outcomes.append(outcome)
+            if (outcome := worker.outcome()) is None:
+                continue
+            self._busy.remove(worker)
+            if not worker.connection.closed:
+                self._idle.append(worker)
+            outcomes.append(outcome)
         return outcomes
 
     def close(self) -> None:
@@ -127,22 +128,27 @@ class _Worker:
         theirs.close()
 
     def outcome(self) -> Outcome | None:
-        """What it has sent, or what its end means; None when it only says that it is there."""
+        """What it has sent, or what its end means; None while there is no more than that it has started."""
         assert self.cell is not None
+        # Before the look into the pipe, which holds all that a process has sent before it died.
+        alive = self.process.is_alive()
         try:
             if not self.connection.poll():
+                if alive:
+                    return None
                 raise EOFError
             said: Outcome | None = self.connection.recv()
         except (EOFError, ConnectionError):
             # Its pipe ends a moment before it does, and only its own end says why.
             self.process.join(10)
             self.end()
-            if not self._ready:
+            code = self.process.exitcode or 0
+            if not self._ready and code >= 0:
                 raise MaskAugError(
-                    f"a process for the cells could not start ({_reason(self.process.exitcode)}); its message is "
-                    'above. A script that runs a grid needs `if __name__ == "__main__":`'
+                    f"a process for the cells could not start (exit code {code}); its message is above. A script that "
+                    'runs a grid needs `if __name__ == "__main__":`'
                 ) from None
-            return lost(self._root, self.cell, f"its process died ({_reason(self.process.exitcode)})")
+            return lost(self._root, self.cell, f"its process died ({_reason(code)})")
         self._ready = True
         return said
 
@@ -165,9 +171,7 @@ def _serve(connection: Connection, root: Path, threads: int) -> None:
             connection.send(attempt(root, connection.recv()))
 
 
-def _reason(code: int | None) -> str:
+def _reason(code: int) -> str:
     if code == -signal.SIGKILL:
         return "SIGKILL: somebody killed it, or the machine ran out of memory"
-    if code is not None and code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

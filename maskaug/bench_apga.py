@@ -41,12 +41,11 @@ def bench_apga(
     from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
-    from maskaug.benchmarks.tables import markdown
 
     chosen = preset_of(data, preset, None if root is None else root.expanduser().resolve(), seeds, arms)
     grid = Grid(out / "runs", cells(chosen.sweeps, chosen.training, split))
     print(grid.say())
     grid.run(jobs=jobs, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):
-        print(markdown(table), end="\n\n")
+        print(table.markdown(), end="\n\n")
     print(f"wrote {out}/")

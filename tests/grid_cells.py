@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,14 @@ def serve(connection: Connection, root: Path, threads: int) -> None:
     _serve(connection, root, threads)
 
 
-def run_task(root: Path, token: Path, cell: Cell) -> Outcome:
+def serve_nobody(connection: Connection, root: Path, threads: int) -> None:
+    """As if memory ran out while it was starting."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_task(root: Path, token: Path, gpus: float, cell: Cell) -> Outcome:
     """The same for Ray."""
-    return _run_task(root, token, cell)
+    return _run_task(root, token, gpus, cell)
 
 
 def cell(name: str, work: str = "double", needs: tuple[str, ...] = (), **config: Any) -> Cell:
@@ -41,6 +47,20 @@ def begun(root: Path, name: str) -> list[int]:
     """The processes that have begun with a cell, in order."""
     file = root / name / "begun.txt"
     return [int(line) for line in file.read_text(encoding="utf-8").split()] if file.exists() else []
+
+
+def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
 
 
 def note(folder: Path) -> None:
@@ -97,6 +117,16 @@ def killed(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
     return {"value": 1.0}
 
 
+def orphaning(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    """Killed while a process that it has started lives on, with its pipe."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(config["seconds"])
+        os._exit(0)
+    (folder / "child.txt").write_text(str(child), encoding="utf-8")
+    return killed(config, folder, inputs)
+
+
 def sleeping(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
     note(folder)
     time.sleep(config["seconds"])
@@ -113,6 +143,28 @@ def nothing(config: Config, folder: Path, inputs: Inputs) -> None:
 
 def words(config: Config, folder: Path, inputs: Inputs) -> dict[str, Any]:
     return {"value": "high"}
+
+
+def on_node(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    """Notes the node of the Ray cluster that it runs on."""
+    with (folder / "nodes.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{_ray_context().get_node_id()}\n")
+    return sleeping(config, folder, inputs)
+
+
+def nodes_of(root: Path, name: str) -> list[str]:
+    file = root / name / "nodes.txt"
+    return file.read_text(encoding="utf-8").split() if file.exists() else []
+
+
+def gpus(config: Config, folder: Path, inputs: Inputs) -> dict[str, float]:
+    """The share that Ray has reserved for it, and how many it sees."""
+    seen = len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) if os.environ["CUDA_VISIBLE_DEVICES"] else 0
+    return {"share": _ray_context().get_assigned_resources().get("GPU", 0.0), "seen": seen}
+
+
+def _ray_context() -> Any:
+    return importlib.import_module("ray").get_runtime_context()
 
 
 def sleepers(root: Path, n: int, seconds: float) -> Grid:

@@ -225,7 +225,7 @@ def test_a_table_is_gone_on_with_and_says_what_is_left(
     assert any("the lights went out" in line for line in told)
     tables = read_tables(tmp_path / "tables.json")
     assert {table.unfinished for table in tables} == {"3 of 4 cells done, 1 failed, 0 left"}
-    assert "Unfinished" in (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert "UNFINISHED: 3 of 4 cells done" in (tmp_path / "tables.md").read_text(encoding="utf-8")
     done: list[tuple[str, int]] = []
 
     def counted(*more: Any) -> Any:
