@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from maskaug.agents.agent import GridSpec
@@ -23,8 +21,8 @@ from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.retention import frozen_classifier
 from maskaug.benchmarks.run import read_json
 from maskaug.benchmarks.search import greedy_search
+from maskaug.benchmarks.timing import one_thread
 from maskaug.benchmarks.training import dataset_of, env_keywords
-from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import JudgeError
 from maskaug.envs.files import atomic_write
@@ -67,7 +65,7 @@ def judge_cell(config: Mapping[str, Any], folder: Path, inputs: Mapping[str, Pat
         "random.reward" and "best.reward", which are 0 and 1 of "normalised"; "<masks>.normalised" and with known
         regions "<masks>.retention" of masks that nobody learns; "judge.cpu_s".
     """
-    with _threads(config["device"]):
+    with one_thread(config["device"]):
         began = time.process_time()
         if config["game"] == "reconstruction":
             return _reconstructor(config, folder, began)
@@ -88,7 +86,7 @@ def run_cell(config: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path]
     """
     (source,) = inputs.values()
     keywords = {**_keywords(config), "joint": False, "reward_model": str(source / JUDGE)}
-    with _threads(config["device"]):
+    with one_thread(config["device"]):
         agent = make_agent(
             config["agent"], keywords, config["settings"], config["repeat"], config["seed"], config["device"]
         )
@@ -257,15 +255,3 @@ def _marks(random: float, best: float) -> dict[str, float]:
 
 def _share(reward: float, marks: Mapping[str, float]) -> float:
     return (reward - marks["random.reward"]) / (marks["best.reward"] - marks["random.reward"])
-
-
-@contextlib.contextmanager
-def _threads(device: str) -> Iterator[None]:
-    """One thread on a CPU: CPU seconds are those of work, not of waiting, and do not depend on who runs beside."""
-    before = torch.get_num_threads()
-    if resolve_device(device).type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

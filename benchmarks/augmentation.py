@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maskaug.benchmarks.grid import Cell
+from maskaug.benchmarks.tasks import Task
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import JUDGES
 
@@ -55,35 +55,6 @@ ASKING = LOOKING[1:]
 JOINT = ("none", "random", "cutout", "centre", "apga_published", "apga", "ppo")
 SWAPPED = "_swapped"
 _WORKS = "maskaug.benchmarks.augmentation_cells"
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Images with labels, and how they are divided.
-
-    Attributes:
-        name: of small letters, digits and "-"; part of the cells' folders.
-        env_id: a registered id.
-        env: keywords of the environment that choose the images and the grid (root, task, difficulty, image_size, …).
-        folds: into how many parts whole groups are dealt, each the test set once; seed s tests part s % folds of deal
-            s // folds. 0: the data set's own division, or 70/15/15 by group; synthetic images are drawn anew by seed.
-        val_share: with `folds`, of the images that are not tested, what is kept for validation.
-    """
-
-    name: str
-    env_id: str
-    env: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    folds: int = 0
-    val_share: float = 0.18
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ConfigurationError(f"task {self.name!r} must be named by small letters, digits and '-'")
-        if self.folds == 1 or self.folds < 0:
-            raise ConfigurationError(f"folds={self.folds} must be 0 or at least 2")
-        if not 0 < self.val_share < 1:
-            raise ConfigurationError(f"val_share={self.val_share} must be between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks.augmentation import PLAIN, SWAPPED, TITLES
-from maskaug.benchmarks.augmentation_cells import DATA, PREDICTIONS
+from maskaug.benchmarks.augmentation_cells import PREDICTIONS
 from maskaug.benchmarks.clustered_bootstrap import Method, clustered_difference
 from maskaug.benchmarks.clustered_means import clustered_task_difference
 from maskaug.benchmarks.grid import Cell
@@ -25,6 +25,7 @@ from maskaug.benchmarks.statistics import (
     verdict,
 )
 from maskaug.benchmarks.tables import Table
+from maskaug.benchmarks.tasks import DATA
 from maskaug.envs.errors import ConfigurationError
 
 METRIC = "auroc"

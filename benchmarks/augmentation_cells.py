@@ -21,25 +21,26 @@ from torch import Tensor, nn
 
 from maskaug.agents.base import GridSpec
 from maskaug.benchmarks import augmentation_arms as arms
-from maskaug.benchmarks.augmentation import DRAWN, PLAIN, Task, Training
+from maskaug.benchmarks.augmentation import DRAWN, PLAIN, Training
 from maskaug.benchmarks.curves import curve_aucs
 from maskaug.benchmarks.joint import train_joint
 from maskaug.benchmarks.mask_metrics import mask_figures
 from maskaug.benchmarks.masks import oracle_scores
 from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.reports import all_scores
-from maskaug.benchmarks.training import dataset_of, env_keywords
+from maskaug.benchmarks.tasks import Task, parts, write_data
+from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.defaults import default_grid
 from maskaug.envs.devices import resolve_device
 from maskaug.envs.errors import ConfigurationError, JudgeError
-from maskaug.envs.files import write_json, write_safetensors
+from maskaug.envs.files import write_safetensors
 from maskaug.envs.judges import load_judge, make_judge, save_judge
 from maskaug.envs.masking import cells_for_area, cells_to_mask, filler, keep
 from maskaug.envs.networks import at_once, to_float
 from maskaug.envs.pretrain import FitSettings, as_writable, fit_classifier, predict_logits
 
-JUDGE, SCORES, PREDICTIONS, DATA = "judge.safetensors", "scores.safetensors", "predictions.safetensors", "data.json"
+JUDGE, SCORES, PREDICTIONS = "judge.safetensors", "scores.safetensors", "predictions.safetensors"
 CURVES = "curves.safetensors"
 #: fillings of deletion and insertion.
 FILLS = ("zero", "mean", "blur")
@@ -48,28 +49,6 @@ MOST = 64
 #: random rankings beside each.
 DRAWS = 2
 Inputs = Mapping[str, Path]
-
-
-def parts(task: Task, shots: int | None, seed: int) -> dict[str, ImageDataset]:
-    """{"train", "val", "test"} of one repetition; with `shots` so many training images of each class."""
-    keywords = env_keywords(task.env_id, task.env)
-    if not task.folds:
-        found = {split: dataset_of({**keywords, "seed": seed}, split) for split in ("train", "val", "test")}
-    else:
-        # One set of images for all repetitions, crops included.
-        data = dataset_of({**keywords, "seed": 0}, "all")
-        deal, number = divmod(seed, task.folds)
-        part = data.splits(deal, (1 / task.folds,) * task.folds)
-        rest = data.subset(part != number, "train")
-        held_out = rest.splits(seed + 1, (1 - task.val_share, task.val_share)) == 1
-        found = {
-            "train": rest.subset(~held_out, "train"),
-            "val": rest.subset(held_out, "val"),
-            "test": data.subset(part == number, "test"),
-        }
-    if found["train"].labels is None:
-        raise ConfigurationError(f"task {task.name}: {found['train'].name} has no labels, and classifiers need them")
-    return found if shots is None else {**found, "train": found["train"].few(shots, seed)}
 
 
 class _Cell:
@@ -90,10 +69,7 @@ class _Cell:
             )
         play = env_keywords(self.task.env_id, self.task.env)
         self.grid: int = play.get("grid") or default_grid("grid", self.train.shape[1:])
-        about = {k: getattr(self.train, k) for k in ("name", "source", "licence", "citation")}
-        counts = {name: len(part) for name, part in self.parts.items()}
-        digests = {f"digest_{name}": part.digest for name, part in self.parts.items()}
-        write_json(folder / DATA, {**about, "images": counts, "shape": list(self.train.shape), **digests})
+        write_data(folder, self.parts)
 
     def network(self, first_weights: int) -> nn.Module:
         """A classifier with first weights drawn from a number of the seed's own."""

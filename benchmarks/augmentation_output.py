@@ -13,10 +13,10 @@ import torch
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks import augmentation_analysis as analysis
-from maskaug.benchmarks.augmentation import PLAIN, TITLES, Task
+from maskaug.benchmarks.augmentation import PLAIN, TITLES
 from maskaug.benchmarks.augmentation_analysis import Block, Result, title_of
 from maskaug.benchmarks.augmentation_arms import PLAYED_AREA
-from maskaug.benchmarks.augmentation_cells import SCORES, parts
+from maskaug.benchmarks.augmentation_cells import SCORES
 from maskaug.benchmarks.augmentation_masks import masks_tables
 from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
 from maskaug.benchmarks.forest import Compared, difference_map, forest
@@ -24,6 +24,7 @@ from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
+from maskaug.benchmarks.tasks import Task, parts
 from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskaug.benchmarks.augmentation import JOINT, LOOKING, PLAIN, TITLES, Sweep, Task, Training
+from maskaug.benchmarks.augmentation import JOINT, LOOKING, PLAIN, TITLES, Sweep, Training
+from maskaug.benchmarks.tasks import Task
 from maskaug.envs.errors import ConfigurationError
 
 DATA = ("synthetic", "busi", "mura")

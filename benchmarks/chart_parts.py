@@ -37,7 +37,7 @@ def legend_rows(draw: ImageDraw.ImageDraw, entries: Sequence[Entry], width: floa
 
 
 def _entry_width(draw: ImageDraw.ImageDraw, name: str) -> float:
-    return 36 + draw.textlength(_written(name), _font(13)) / OVER + 26
+    return 36 + draw.textlength(drawable(name), _font(13)) / OVER + 26
 
 
 def legend(draw: ImageDraw.ImageDraw, rows: Sequence[Sequence[Entry]], y: float) -> None:
@@ -66,14 +66,23 @@ def dashes(draw: ImageDraw.ImageDraw, left: float, right: float, y: float) -> No
 
 def text(draw: ImageDraw.ImageDraw, at: tuple[float, float], words: str, size: int, anchor: str) -> None:
     """Words, placed by Pillow's two letters of `anchor`."""
-    draw.text((at[0] * OVER, at[1] * OVER), _written(words), fill=INK, font=_font(size), anchor=anchor)
+    draw.text((at[0] * OVER, at[1] * OVER), drawable(words), fill=INK, font=_font(size), anchor=anchor)
+
+
+def drawable(words: str) -> str:
+    """Words in letters that Pillow's own font has: it draws a box for a minus sign.
+
+    >>> drawable("−.5 to 2 × 3")
+    '-.5 to 2 x 3'
+    """
+    return words.translate({ord("−"): "-", ord("–"): "-", ord("×"): "x", ord("÷"): "/"})
 
 
 def upwards(canvas: Image.Image, words: str, x: float, y: float) -> None:
     """Words that read from below, around (x, y)."""
     strip = Image.new("RGB", (HEIGHT * OVER, 20 * OVER), PAPER)
     ImageDraw.Draw(strip).text(
-        (strip.width / 2, strip.height / 2), _written(words), fill=INK, font=_font(13), anchor="mm"
+        (strip.width / 2, strip.height / 2), drawable(words), fill=INK, font=_font(13), anchor="mm"
     )
     turned = strip.transpose(Image.Transpose.ROTATE_90)
     canvas.paste(turned, (round(x * OVER - turned.width / 2), round(y * OVER - turned.height / 2)))
@@ -81,13 +90,8 @@ def upwards(canvas: Image.Image, words: str, x: float, y: float) -> None:
 
 def fitting(draw: ImageDraw.ImageDraw, words: str, width: int) -> int:
     """The size, of 17 or less, in which words fit into `width` pixels; 9 where none does."""
-    sizes = [size for size in range(17, 9, -1) if draw.textlength(_written(words), _font(size)) <= width * OVER]
+    sizes = [size for size in range(17, 9, -1) if draw.textlength(drawable(words), _font(size)) <= width * OVER]
     return sizes[0] if sizes else 9
-
-
-def _written(words: str) -> str:
-    # Pillow's own font has no signs for these, and draws boxes.
-    return words.translate({ord("−"): "-", ord("–"): "-", ord("×"): "x", ord("÷"): "/"})
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

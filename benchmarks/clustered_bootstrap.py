@@ -33,8 +33,8 @@ class PairedRun(NamedTuple):
     Attributes:
         labels: (n,) integers, 0 … C − 1.
         groups: (n,) integers or strings: the patient, study or near-duplicate group of each image.
-        first: (n, C) probabilities of the first arm.
-        second: (n, C) of the second.
+        first: (n, C) probabilities of the first arm; or (D, n, C), those of D classifiers, whose metrics are averaged.
+        second: likewise of the second.
     """
 
     labels: npt.NDArray[np.integer[Any]]
@@ -92,7 +92,8 @@ def clustered_difference(
 
     Args:
         runs: at least two independent repetitions, both arms tested on the same images. Draws of labels within one
-            split are not independent: average their probabilities first.
+            split are not independent: they are one run, (D, n, C). The mean of their probabilities would be another
+            classifier, which has seen more labels than any of them.
         metric: "auroc", "accuracy", "balanced_accuracy" or "macro_f1", see `weighted_metrics`.
         shared: whether a group's name means the same patient in all runs, as in splits of one real data set. False:
             every run has patients of its own, as where every seed makes its own data.
@@ -233,19 +234,26 @@ def _check_known(known: npt.NDArray[np.bool_]) -> None:
 def _measure(metric: str) -> Measure:
     if metric not in METRICS:
         raise ConfigurationError(f"metric={metric!r} must be one of {', '.join(METRICS)}")
-    return METRICS[metric]
+    return partial(_mean_of, METRICS[metric])
+
+
+def _mean_of(measure: Measure, labels: Labels, probabilities: Array, weights: Array) -> Array:
+    """The mean over D of the metric of each, (D, n, C) probabilities: (B,)."""
+    found: Array = np.mean([measure(labels, one, weights) for one in probabilities], axis=0)
+    return found
 
 
 def _checked(
     number: int, metric: str, labels: Any, groups: Any, probabilities: Sequence[Any]
 ) -> tuple[Labels, npt.NDArray[Any], list[Array]]:
     y, g, arms = np.asarray(labels), np.asarray(groups), [np.asarray(p, np.float64) for p in probabilities]
-    shape = arms[0].shape
-    if len(shape) != 2 or shape[1] < 2 or any(p.shape != shape for p in arms):
+    shape = arms[0].shape[-2:]
+    if any(p.ndim not in (2, 3) or p.shape[-2:] != shape or not p.size for p in arms) or shape[1] < 2:
         raise ConfigurationError(
-            f"run {number}: probabilities must be (images, classes), two classes or more, the same of both arms, got "
-            f"{[p.shape for p in arms]}"
+            f"run {number}: probabilities must be (images, classes), two classes or more, the same of both arms, or "
+            f"(classifiers, images, classes), got {[p.shape for p in arms]}"
         )
+    arms = [p.reshape(-1, *shape) for p in arms]
     if y.shape != shape[:1] or g.shape != shape[:1] or y.dtype.kind not in "iu" or g.dtype.kind not in "iU":
         raise ConfigurationError(
             f"run {number}: labels must be {shape[0]} integers and groups as many integers or strings, got {y.dtype} "

@@ -11,13 +11,15 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from maskaug.envs.devices import resolve_device
 
 Seconds = npt.NDArray[np.float64]
 
@@ -118,3 +120,15 @@ def peak_mb(workers: Sequence[int] = ()) -> float:
 def peak_cuda_mb(device: torch.device) -> float | None:
     """The most that torch had allocated on a CUDA device, in MB, since `forget_peaks`; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """One thread on a CPU: CPU seconds are those of work, not of waiting, and do not depend on who runs beside."""
+    before = torch.get_num_threads()
+    if resolve_device(device).type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

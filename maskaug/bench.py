@@ -8,15 +8,14 @@ from typing import Literal, get_args
 
 from maskaug.bench_algorithms import bench_algorithms
 from maskaug.bench_apga import bench_apga
+from maskaug.bench_intelligent_masking import bench_intelligent_masking
 from maskaug.bench_throughput import bench_throughput
 from maskaug.benchmarks.presets import apga_play, pictures_of
 from maskaug.options import (
     APGAOptions,
-    Arm,
     EnvOptions,
     IntelligentMaskingOptions,
     MaskerArm,
-    Readout,
     Split,
 )
 
@@ -81,48 +80,6 @@ def bench_regret(
         split=split, agent=agent.given(),
     )  # fmt: skip
     regret(settings, seeds, out)
-
-
-def bench_intelligent_masking(
-    env_id: str = "MaskAug-Synthetic-v0",
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    updates: int = 400,
-    batch: int = 32,
-    area: float = 0.5,
-    arms: tuple[Arm, ...] = get_args(Arm),
-    budgets: tuple[int, ...] = (10, 50, 100, 0),
-    draws: int = 5,
-    readouts: tuple[Readout, ...] = ("paper", "logistic"),
-    out: Path | None = None,
-    device: str = "auto",
-    env: EnvOptions = EnvOptions(),
-    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
-) -> None:
-    """Encoders pre-trained by different masks, read out with few labels: does the learned mask help?
-
-    Args:
-        env_id: whose images; on built-in ones, ultrasound unless --env.kind says otherwise.
-        seeds: each draws or splits the data anew.
-        updates: of every arm's reconstructor.
-        batch: images each.
-        area: share hidden by all arms but mae, none, autoencoder and those of one patch.
-        arms: which arms; what --out holds of others stays in the table.
-        budgets: numbers of labels; 0: all of them.
-        draws: how often the labels are drawn.
-        readouts: paper (its small network on the feature maps), logistic (regression on pooled features), or both.
-        out: a folder for results.json and arms.png.
-        device: auto, cpu, cuda, …
-        env: the environment.
-        agent: settings of Intelligent Masking.
-    """
-    from maskaug.benchmarks.arms import ArmsSettings
-    from maskaug.benchmarks.masking_arms import intelligent_masking
-
-    settings = ArmsSettings(
-        env_id, pictures_of(env_id, env.given()), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
-        readouts, agent.given(),
-    )  # fmt: skip
-    intelligent_masking(settings, seeds, out, device)
 
 
 def bench_maskers(

@@ -41,10 +41,10 @@ def bench_apga(
         The exit status: 1 where a run has failed or is left, and the tables say so.
     """
     from maskaug.benchmarks.augmentation import cells
-    from maskaug.benchmarks.augmentation_cells import parts
     from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
+    from maskaug.benchmarks.tasks import parts
 
     chosen = preset_of(data, preset, None if root is None else root.expanduser().resolve(), seeds, arms)
     if root is not None:

@@ -10,8 +10,9 @@ Precision = Literal["fp32", "bf16"]
 Readout = Literal["paper", "logistic"]
 Preset = Literal["default", "published"]
 Arm = Literal[
-    "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published"
-]
+    "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "centre_patch",
+    "swapped_patch", "published",
+]  # fmt: skip
 Action = Literal["grid", "patch", "pixel", "box"]
 Passes = Literal["eager", "channels_last", "compiled"]
 Vectorization = Literal["native", "sync", "async", "dummy"]

@@ -12,9 +12,9 @@ import pytest
 from torch import Tensor, nn
 
 from maskaug.benchmarks import augmentation_cells
-from maskaug.benchmarks.augmentation import JOINT, TITLES, Sweep, Task, Training, cells
-from maskaug.benchmarks.augmentation_cells import parts
+from maskaug.benchmarks.augmentation import JOINT, TITLES, Sweep, Training, cells
 from maskaug.benchmarks.grid import Grid
+from maskaug.benchmarks.tasks import Task, parts
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.pretrain import fit_classifier
 

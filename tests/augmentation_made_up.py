@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from maskaug.benchmarks import augmentation_cells
 from maskaug.benchmarks.augmentation import SWAPPED
-from maskaug.benchmarks.augmentation_cells import CURVES, DATA, FILLS, PREDICTIONS, SCORES
+from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, PREDICTIONS, SCORES
 from maskaug.benchmarks.metrics import classification_metrics
+from maskaug.benchmarks.tasks import DATA
 from maskaug.envs.files import write_json
 
 #: test images, two of each patient.

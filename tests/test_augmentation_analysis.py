@@ -14,7 +14,7 @@ from augmentation_grid import HERE, QUICK, TOYS, sweep
 from augmentation_made_up import make_up
 
 from maskaug.benchmarks import augmentation_analysis as analysis
-from maskaug.benchmarks.augmentation import SWAPPED, Sweep, Task, cells
+from maskaug.benchmarks.augmentation import SWAPPED, Sweep, cells
 from maskaug.benchmarks.augmentation_analysis import Block, blocks, over_tasks, results, table, title_of
 from maskaug.benchmarks.augmentation_cells import CURVES
 from maskaug.benchmarks.augmentation_masks import CURVE_NAMES, masks_tables
@@ -25,6 +25,7 @@ from maskaug.benchmarks.clustered_bootstrap import clustered_difference
 from maskaug.benchmarks.grid import Grid, run_cell
 from maskaug.benchmarks.statistics import Interval, verdict
 from maskaug.benchmarks.tables import Table, read_tables
+from maskaug.benchmarks.tasks import Task
 
 SEEDS = tuple(range(4))
 ARMS = ("none", "none_twice", "random", "cutout", "grad_cam", "apga", "oracle")

@@ -32,9 +32,10 @@ from maskaug.benchmarks.augmentation import (
     PLAIN,
     TITLES,
 )
-from maskaug.benchmarks.augmentation_cells import CURVES, DATA, FILLS, JUDGE, PREDICTIONS, SCORES, parts
+from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, JUDGE, PREDICTIONS, SCORES
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.metrics import classification_metrics
+from maskaug.benchmarks.tasks import DATA, parts
 from maskaug.benchmarks.training import dataset_of
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.judges import load_judge

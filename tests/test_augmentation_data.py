@@ -15,10 +15,8 @@ from augmentation_grid import (
 )
 from safetensors.numpy import load_file
 
-from maskaug.benchmarks.augmentation import (
-    Task,
-)
-from maskaug.benchmarks.augmentation_cells import DATA, PREDICTIONS, parts
+from maskaug.benchmarks.augmentation_cells import PREDICTIONS
+from maskaug.benchmarks.tasks import DATA, Task, parts
 from maskaug.envs import busi, mura
 from maskaug.envs.dataset_registry import load_dataset
 

@@ -16,13 +16,13 @@ from maskaug.benchmarks.augmentation import (
     PLAIN,
     TITLES,
     Sweep,
-    Task,
     Training,
     cells,
     folder_of,
 )
 from maskaug.benchmarks.augmentation_presets import DATA, PRESETS, PUBLISHED, preset_of
 from maskaug.benchmarks.grid import Cell, Grid
+from maskaug.benchmarks.tasks import Task
 from maskaug.envs.errors import ConfigurationError
 
 TASK = Task("toys", "MaskAug-Synthetic-v0", {"n": 40, "image_size": 40, "grid": 5})

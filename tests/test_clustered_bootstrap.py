@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from maskaug.benchmarks import clustered_bootstrap
 from maskaug.benchmarks.clustered_bootstrap import Method, PairedRun, Run, clustered_difference, clustered_metric
@@ -317,3 +318,26 @@ def test_classes_of_one_patient_each_give_no_interval(method: Method) -> None:
 def test_the_accuracy_needs_no_second_class() -> None:
     wrong = one(labels=np.zeros(36, np.int64))
     assert clustered_difference([one(), wrong], "accuracy", shared=True).value != 0
+
+
+def test_several_classifiers_of_a_run_have_the_mean_of_their_metrics() -> None:
+    rng = np.random.default_rng(3)
+    runs, alone = [], []
+    for _ in range(3):
+        labels = np.arange(30) % 3
+        first, second = rng.dirichlet(np.ones(3), (4, 30)), rng.dirichlet(np.ones(3), (2, 30))
+        runs.append((labels, np.arange(30) // 2, first, second))
+        alone.append(
+            np.mean([roc_auc_score(labels, p, multi_class="ovr") for p in first])
+            - np.mean([roc_auc_score(labels, p, multi_class="ovr") for p in second])
+        )
+    found = clustered_difference(runs, shared=False, draws=200)
+    assert found.value == pytest.approx(np.mean(alone))
+    averaged = clustered_difference([(y, g, a.mean(0), b.mean(0)) for y, g, a, b in runs], shared=False, draws=200)
+    assert averaged.value != pytest.approx(found.value)
+    # One classifier is one, whichever way it is given; two that are alike count as one.
+    one = clustered_difference([(y, g, a[0], b[0]) for y, g, a, b in runs], shared=False, draws=200)
+    same = clustered_difference([(y, g, a[[0, 0]], b[:1]) for y, g, a, b in runs], shared=False, draws=200)
+    assert (same.value, same.low, same.high) == pytest.approx((one.value, one.low, one.high))
+    with pytest.raises(ConfigurationError, match="images, classes"):
+        clustered_difference([(y, g, a[:0], b) for y, g, a, b in runs], shared=False)
