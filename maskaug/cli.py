@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if here.world > 1 and words[:2] != ["train", "apga"]:
         if here.rank == 0:
             print(
-                "maskaug: error: torchrun is for `maskaug train apga`; start other commands without it",
+                "maskaug: error: torchrun is for `maskaug train apga`; start others without it",
                 file=sys.stderr,
             )
         return 2
