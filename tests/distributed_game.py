@@ -23,15 +23,18 @@ from maskaug.envs.networks import seeded_weights
 SLOTS = 4
 #: seven images: orders are drawn anew, and in every slot at another time than updates of the judge.
 DATA = pictures(7, size=40)
-JOINT = {"joint": True, "judge_lr": 0.5, "judge_batch": 6}
+JOINT: dict[str, Any] = {"joint": True, "judge_lr": 0.2, "judge_batch": 6}
 #: name → (keywords of the environment, settings of APGA).
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "frozen": ({"joint": False, "repeat": 4, "tensors": True}, {"learning_rate": 1.0}),
-    "joint": ({**JOINT, "repeat": 2, "fill": "noise", "flip": True}, {"learning_rate": 1.0}),
+    "frozen": ({"joint": False, "repeat": 4, "tensors": True}, {"learning_rate": 0.2, "average": 0.5}),
+    "joint": ({**JOINT, "repeat": 2, "fill": "noise", "flip": True}, {"learning_rate": 0.2, "average": 0.5}),
     # The others of one try are those of the whole batch.
-    "one try": ({**JOINT, "repeat": 1}, {"learning_rate": 1.0, "estimator": "bernoulli", "mirror": False}),
-    "published": ({**JOINT, "repeat": 1, "fill": "blur"}, {"learning_rate": 0.05, "loss": "published"}),
-    "two judges": ({**JOINT, "repeat": 2, "reward_model": "two"}, {"learning_rate": 1.0}),
+    "one try": (
+        {**JOINT, "repeat": 1},
+        {"learning_rate": 0.2, "average": 0.5, "estimator": "bernoulli", "mirror": False},
+    ),
+    "published": ({**JOINT, "repeat": 1, "fill": "blur"}, {"learning_rate": 0.05, "average": 0.5, "loss": "published"}),
+    "two judges": ({**JOINT, "repeat": 2, "reward_model": "two"}, {"learning_rate": 0.2, "average": 0.5}),
 }
 #: updates before a checkpoint, and after it.
 UPDATES = (3, 4)
@@ -105,7 +108,7 @@ def statistics_of_batches(folder: Path, ranks: Ranks) -> None:
     """A judge with batch norm, whose statistics each rank takes from its own share: is it the same on all?"""
     judge = BatchNormJudge()
     before = digest(judge)
-    env = MaskVectorEnv(ranks.share(SLOTS, "num_envs"), dataset=DATA, **JOINT, reward_model=judge, grid=5, repeat=2)
+    env = MaskVectorEnv(ranks.share(SLOTS, "num_envs"), dataset=DATA, grid=5, repeat=2, reward_model=judge, **JOINT)
     env.game.spread(ranks)
     agent = APGA(env, seed=3, device="cpu")
     learn(agent, 4)

@@ -1,4 +1,4 @@
-"""torchrun: several processes learn what one would have learnt, leave one folder, and none waits for one that is gone."""
+"""torchrun: several processes learn what one would have learnt and leave one folder; none waits for one that failed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_game import CASES, DATA, JOINT, SLOTS, agent_of, go_on, play
+from distributed_game import CASES, DATA, SLOTS, agent_of, go_on, play
 from distributed_game import sgd as sgd_in_place_of_adam
 from env_helpers import reconstructor, same, small
 from test_resume_kills import assert_equal_runs
@@ -32,7 +32,7 @@ from maskaug.envs.torchrun import Place, place
 HERE = Path(__file__).resolve().parent
 GAME = [
     "--env.n", "60", "--env.image-size", "40", "--env.grid", "5", "--env.fill", "noise", "--env.judge-batch", "6",
-    "--checkpoint-every", "32", "--device", "cpu", "--seed", "3", "--total-timesteps", "320",
+    "--checkpoint-every", "32", "--device", "cpu", "--seed", "3", "--total-timesteps", "192",
 ]  # fmt: skip
 
 
@@ -78,7 +78,8 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     judge = state["game"]["judging"]["reward_model"]["weights"]
-    networks = {"policy": state["policy"], "averaged": state["averaged"], "judge": judge}
+    averaged = {name: value for name, value in state["averaged"].items() if name != "n_averaged"}
+    networks = {"policy": state["policy"], "averaged": averaged, "judge": judge}
     return {f"{kind}.{name}": value for kind, part in networks.items() for name, value in part.items()}
 
 
@@ -150,12 +151,12 @@ def test_one_folder_is_left_and_one_process_speaks(run: tuple[Path, str]) -> Non
     assert {path.name for path in out.iterdir() if path.suffix} - {".lock"} == names
     assert len(list((out / "tensorboard").iterdir())) == 1
     rows = (out / "metrics.csv").read_text().splitlines()[1:]
-    assert [int(row.split(",")[0]) for row in rows] == list(range(16, 321, 16))
+    assert [int(row.split(",")[0]) for row in rows] == list(range(16, 193, 16))
     config = json.loads((out / "config.json").read_text())
     assert config["resolved"]["processes"] == 2
     assert config["asked"]["num_envs"] == 4
     results = json.loads((out / "results.json").read_text())
-    assert results["timesteps"] == 320
+    assert results["timesteps"] == 192
     assert results["judge.epochs"] == 1
     assert main(["evaluate", str(out), "--device", "cpu", "--split", "val"]) == 0
 
@@ -165,7 +166,7 @@ def test_a_run_whose_processes_are_killed_resumes_to_the_bit(run: tuple[Path, st
     more = ["--num-envs", "4", "--patience", "9", "--resume"]
     process = train(out, *more)
     metrics = out / "metrics.csv"
-    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") > 9):
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") > 5):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -249,7 +250,7 @@ def test_what_cannot_be_spread_is_refused() -> None:
     two = Ranks(0, 2)
     with pytest.raises(ConfigurationError, match="judge_batch=7 cannot be shared equally by the 2 processes"):
         spread(two, reward_model=small(DATA), judge_batch=7)
-    with pytest.raises(ConfigurationError, match="reconstructor learns from one slot after the other.*joint=False"):
+    with pytest.raises(ConfigurationError, match=r"reconstructor learns from one slot after the other.*joint=False"):
         spread(two, objective="reconstruction", reward_model=reconstructor(DATA))
     assert spread(two, objective="reconstruction", reward_model=reconstructor(DATA), joint=False).game.total_envs == 4
     env = spread(two, reward_model=small(DATA), joint=False)
@@ -277,7 +278,7 @@ def test_each_process_takes_the_device_of_its_number(monkeypatch: pytest.MonkeyP
     assert devices == ["cuda:1", "cuda:1", "cpu"]
     with pytest.raises(ConfigurationError, match="each process has its own; use device='cuda'"):
         distributed._device_of("cuda:1", Place(0, 2, 0))
-    with pytest.raises(ConfigurationError, match="sees 2 CUDA devices.*number 3; use --nproc-per-node=2"):
+    with pytest.raises(ConfigurationError, match=r"sees 2 CUDA devices.*number 3; use --nproc-per-node=2"):
         distributed._device_of("cuda", Place(2, 4, 2))
 
 
@@ -293,10 +294,10 @@ def test_draws_of_a_rank_are_its_rows_of_those_of_all() -> None:
     assert [Ranks(rank, 3).rows(6) for rank in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
 
 
-def test_memory_is_asked_for_a_share_and_told_of_the_whole() -> None:
+def test_memory_is_asked_for_a_share_and_told_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "wrap", lambda _, network: network)
     found = spread(Ranks(0, 2), reward_model=small(DATA), judge_batch=12).game.judging.demands()
     assert [(d.keyword, d.value, d.images, d.each, d.shared) for d in found] == [
         ("num_envs", 4, 2, 1, 2),
         ("judge_batch", 12, 12, 2, 2),
     ]
-    assert JOINT["judge_batch"] == 6
