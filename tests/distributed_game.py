@@ -113,6 +113,11 @@ def statistics_of_batches(folder: Path, ranks: Ranks) -> None:
     agent = APGA(env, seed=3, device="cpu")
     learn(agent, 4)
     found = {"before": before, "judge": ranks.everyone(digest(judge)), "policy": ranks.everyone(digest(agent.policy))}
+    other = BatchNormJudge()
+    for value in other.state_dict().values():
+        value.add_(ranks.rank)
+    ranks.copy_first([*other.parameters(), *other.buffers()])
+    found["copied"] = ranks.everyone(digest(other))
     if ranks.first:
         write_state(folder / "batch norm.safetensors", found)
 
