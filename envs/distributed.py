@@ -183,6 +183,7 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     shared, *_ = next(rendezvous("env://", timeout=TIMEOUT))
     store = dist.PrefixStore(f"maskaug/{next(_joined)}", shared)  # type: ignore[attr-defined]
+    ended = False
     try:
         where = _device_of(device, here)
         if where.type == "cuda":
@@ -199,6 +200,7 @@ def joined(device: str) -> Iterator[Ranks]:
                 warnings.simplefilter("ignore", UserWarning)
             yield ranks
         ranks.wait()
+        ended = True
     except Exception as error:
         if _lost(error):
             lost = RankError(
@@ -214,7 +216,8 @@ def joined(device: str) -> Iterator[Ranks]:
             raise SystemExit(2) from error
         raise
     finally:
-        if dist.is_initialized():
+        # NCCL waits for the others here, and who has failed has something to say first: its end closes the connections.
+        if dist.is_initialized() and (ended or dist.get_backend() == "gloo"):
             dist.destroy_process_group()
 
 
