@@ -24,7 +24,9 @@ from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.defaults import default_grid
 from maskaug.envs.devices import resolve_device
+from maskaug.envs.distributed import ALONE, Ranks
 from maskaug.envs.enumeration import check_enumerable, every_reward, positions
+from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game_images import check_classes, find_images, images_of
 from maskaug.envs.game_judge import make_judging
 from maskaug.envs.game_keywords import (
@@ -35,7 +37,8 @@ from maskaug.envs.game_keywords import (
     check_objective,
     check_visible_weight,
 )
-from maskaug.envs.game_state import check_state, played
+from maskaug.envs.game_state import check_state, played, share_of, whole_of
+from maskaug.envs.generators import generator_of
 from maskaug.envs.judges import Judge
 from maskaug.envs.judging import Scene
 from maskaug.envs.masking import cells_to_mask, filler, keep
@@ -194,6 +197,33 @@ class MaskGame:
         #: the episodes under way.
         self.progress = Progress(num_envs, steps, self.rule.shape, dataset.shape, self.device)
         self._scene: Scene | None = None
+        #: the processes that play it; see `spread`.
+        self.ranks = ALONE
+
+    def spread(self, ranks: Ranks) -> None:
+        """Make the slots of this game some of those of a larger one, which is played in the processes of `ranks`.
+
+        Each of them makes a game with the same keywords and its share of the slots, and calls this before the first
+        `reset`. From then on all play in step: same calls, same order.
+
+        Raises:
+            ConfigurationError: it has begun, or the judge cannot learn so: `judge_batch` has to be a multiple of the
+                number of ranks, and a reconstructor has to be frozen.
+        """
+        if self.started:
+            raise ConfigurationError("this game has begun; spread it over processes before the first reset()")
+        self.judging.spread(ranks)
+        self.ranks = ranks
+
+    @property
+    def total_envs(self) -> int:
+        """The number of slots of all ranks; `num_envs` where there is one."""
+        return self.num_envs * self.ranks.world
+
+    @property
+    def first_slot(self) -> int:
+        """The number of this rank's first slot among them all."""
+        return self.num_envs * self.ranks.rank
 
     @property
     def reward_model(self) -> RewardModel:
@@ -249,7 +279,11 @@ class MaskGame:
     def seed(self, rngs: Sequence[np.random.Generator]) -> None:
         """Start every slot anew, each with its own generator and its own permutation of the images."""
         self.schedule.seed(rngs)
-        self.judging.seed(self.rngs[0].spawn(1)[0])
+        judge_rng = self.rngs[0].spawn(1)[0]
+        if not self.ranks.alone:
+            # That of the first of all slots.
+            judge_rng = generator_of(self.ranks.from_first(judge_rng.bit_generator.state))
+        self.judging.seed(judge_rng)
         self.progress.begin(np.ones(self.num_envs, np.bool_))
         self._scene = None
 
@@ -392,10 +426,12 @@ class MaskGame:
     # ---- exact resume ------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything that changes: generators, places, the judge and what is known of it. Tensors, arrays and JSON."""
+        """Everything that changes: generators, places, the judge and what is known of it. Tensors, arrays and JSON.
+
+        Of all slots, whichever rank plays them: all ranks ask for it, and any number of them can go on from it.
+        """
         return {
-            **self.schedule.state(),
-            **self.progress.state(),
+            **whole_of({**self.schedule.state(), **self.progress.state()}, self.ranks),
             "judging": self.judging.state(),
             "data": self.dataset.digest,
             "played": self._played(),
@@ -409,8 +445,11 @@ class MaskGame:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave, into a game made with the same keywords."""
-        check_state(state, self._played(), digest=self.dataset.digest, order=self.schedule.order.shape)
-        self.schedule.load_state(state)
+        order = (self.total_envs, len(self.dataset))
+        check_state(state, self._played(), digest=self.dataset.digest, order=order)
+        slots = {name: value for name, value in state.items() if name not in ("judging", "data", "played")}
+        slots = share_of(slots, self.ranks)
+        self.schedule.load_state(slots)
         self._scene = None
-        self.progress.load_state(state)
+        self.progress.load_state(slots)
         self.judging.load_state(state["judging"])

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from maskaug.envs.acceleration import Acceleration
 from maskaug.envs.actions import ActionRule
+from maskaug.envs.distributed import Ranks
 from maskaug.envs.ensemble import kind_of
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.reconstruction import ReconstructionReward
@@ -66,3 +71,29 @@ def check_state(state: Mapping[str, Any], here: Mapping[str, Any], *, digest: st
                 f"this checkpoint was written with {name}={there!r}, and this environment has {name}={value!r}; "
                 "make it with the same keywords"
             )
+
+
+def on_host(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with its tensors on the CPU: a device's number means another one elsewhere."""
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def whole_of(state: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """A state of slots (lists, arrays, tensors; a slot a row), with the slots of all `ranks`, which all ask for it."""
+    if ranks.alone:
+        return dict(state)
+    parts = ranks.everyone(on_host(state))
+    return {name: _joined([part[name] for part in parts]) for name in state}
+
+
+def share_of(state: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Of a state of all slots, those of this rank."""
+    return {name: value[ranks.rows(len(value))] for name, value in state.items()}
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return [one for part in parts for one in part]
