@@ -173,5 +173,7 @@ def sleepers(root: Path, n: int, seconds: float) -> Grid:
 
 def main(root: str, n: str, seconds: str, jobs: str) -> None:
     """A process of its own that runs `sleepers`."""
+    # Whoever started the tests in the background has switched it off, for this process too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     workers._serve = serve
     sleepers(Path(root), int(n), float(seconds)).run(jobs=int(jobs))

@@ -23,7 +23,7 @@ from maskaug.benchmarks import throughput as module
 from maskaug.benchmarks import throughput_agents, throughput_games, throughput_settings
 from maskaug.benchmarks.throughput import COLUMNS, throughput
 from maskaug.benchmarks.throughput_settings import PRESETS, Game, ThroughputSettings, settings_of
-from maskaug.benchmarks.timing import Clock, Spread, forget_peaks, in_turn, peak_cuda_mb, peak_mb, spread
+from maskaug.benchmarks.timing import Clock, Spread, in_turn, peak_mb, spread
 from maskaug.cli import main
 from maskaug.envs.acceleration import Acceleration
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
@@ -218,16 +218,25 @@ def test_the_clock_and_the_memory_of_workers_count(worker: subprocess.Popen[str]
     assert peak_mb((worker.pid,)) > peak_mb() + 100
 
 
+PEAKS = """
+import numpy as np, torch
+from maskaug.benchmarks.timing import forget_peaks, peak_cuda_mb, peak_mb
+cpu = torch.device("cpu")
+forget_peaks(cpu)
+before = peak_mb()
+large = np.ones(400_000_000, np.uint8)
+assert peak_mb() > before + 300
+del large
+assert peak_mb() > before + 300
+forget_peaks(cpu)
+assert peak_mb() < before + 300
+assert peak_cuda_mb(cpu) is None
+"""
+
+
 def test_peaks_are_forgotten() -> None:
-    forget_peaks(CPU)
-    before = peak_mb()
-    large = np.ones(200_000_000, np.uint8)
-    assert peak_mb() > before + 150
-    del large
-    assert peak_mb() > before + 150
-    forget_peaks(CPU)
-    assert peak_mb() < before + 150
-    assert peak_cuda_mb(CPU) is None
+    # In a process of its own: this one may give back more, at any moment, than is taken here.
+    subprocess.run([sys.executable, "-c", PEAKS], check=True)
 
 
 def test_a_gpu_is_waited_for_and_its_memory_told(monkeypatch: pytest.MonkeyPatch) -> None:
