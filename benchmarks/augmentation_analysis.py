@@ -227,6 +227,10 @@ def table(block: Block) -> Table:
         f"Images: {block.source}. AUROC on held-out images; intervals of paired differences are clustered {clusters}. "
         f"{ALONE}"
     )
+    if "random_erasing" in block.runs:
+        note += " Random erasing hides the share on average, all others exactly."
+    if block.joint and {"apga_published", "ppo"} & set(block.runs):
+        note += " APGA as published and PPO choose how much they hide, at a price for leaving the share."
     note += "".join(f" No interval: {reason}." for reason in sorted(block.refused))
     empty = [i for i in range(len(columns)) if all(row[i] in ("", None) for row in rows)]
     return Table(

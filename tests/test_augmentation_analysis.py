@@ -74,6 +74,13 @@ def test_arms_are_compared_within_one_budget_share_and_setting(made_up: None, tm
     assert found[6, 0.25, True].title == "toys, 6 labels a class, 25% hidden, joint"
 
 
+def test_a_table_says_whose_share_is_not_exact(made_up: None, tmp_path: Path) -> None:
+    grid = done(tmp_path, sweep("none", "random_erasing", "ppo"), sweep("none", "cutout", "ppo", joint=True))
+    apart, along = (table(block).note for block in blocks_of(grid))
+    assert ("Random erasing" in apart, "PPO choose" in apart) == (True, False)
+    assert ("Random erasing" in along, "PPO choose" in along) == (False, True)
+
+
 def test_without_second_views_there_is_a_table_all_the_same(made_up: None, tmp_path: Path) -> None:
     (block,) = blocks_of(done(tmp_path, sweep("none", "none_twice", seeds=SEEDS)))
     assert (block.hidden, block.title) == (None, "toys, 6 labels a class")
