@@ -15,6 +15,7 @@ from grid_cells import alive, begun, cell, eventually, sleepers
 
 from maskaug.benchmarks import workers
 from maskaug.benchmarks.grid import Grid
+from maskaug.benchmarks.grid_cell import Outcome
 from maskaug.envs.errors import MaskAugError
 
 
@@ -124,7 +125,7 @@ def test_who_has_nothing_to_do_goes_by_itself_and_who_works_is_killed(tmp_path: 
     both = workers.Processes(tmp_path, 2)
     both.start(cell("short"))
     both.start(cell("long", "sleeping", seconds=60))
-    ended = []
+    ended: list[Outcome] = []
     while not ended:
         ended += both.finished(None)
     (idle,), (busy,) = both._idle, both._busy
