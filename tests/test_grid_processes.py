@@ -15,6 +15,7 @@ from grid_cells import alive, begun, cell, eventually, sleepers
 
 from maskaug.benchmarks import workers
 from maskaug.benchmarks.grid import Grid
+from maskaug.benchmarks.grid_cell import Outcome
 from maskaug.envs.errors import MaskAugError
 
 
@@ -117,3 +118,17 @@ def test_a_process_that_cannot_start_ends_the_run(tmp_path: Path, monkeypatch: p
     with pytest.raises(MaskAugError, match=r"could not start \(exit code 1\).*__name__ =="):
         Grid(tmp_path, [cell("a", x=1)]).run(jobs=2, say=str)
     assert not (tmp_path / "a").exists()
+
+
+def test_who_has_nothing_to_do_goes_by_itself_and_who_works_is_killed(tmp_path: Path) -> None:
+    """A killed process leaves what it holds, such as tqdm's semaphore, and Python warns of it."""
+    both = workers.Processes(tmp_path, 2)
+    both.start(cell("short"))
+    both.start(cell("long", "sleeping", seconds=60))
+    ended: list[Outcome] = []
+    while not ended:
+        ended += both.finished(None)
+    (idle,), (busy,) = both._idle, both._busy
+    both.close()
+    assert [outcome.name for outcome in ended] == ["short"]
+    assert (idle.process.exitcode, busy.process.exitcode) == (0, -signal.SIGKILL)
