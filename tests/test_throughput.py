@@ -23,7 +23,7 @@ from maskaug.benchmarks import throughput as module
 from maskaug.benchmarks import throughput_agents, throughput_games, throughput_settings
 from maskaug.benchmarks.throughput import COLUMNS, throughput
 from maskaug.benchmarks.throughput_settings import PRESETS, Game, ThroughputSettings, settings_of
-from maskaug.benchmarks.timing import Clock, Spread, in_turn, peak_mb, spread
+from maskaug.benchmarks.timing import Clock, Spread, forget_peaks, in_turn, peak_cuda_mb, peak_mb, spread
 from maskaug.cli import main
 from maskaug.envs.acceleration import Acceleration
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
