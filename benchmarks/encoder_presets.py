@@ -26,9 +26,9 @@ _SMOKE = (
 )
 #: 800 updates: where the seven arms of `arms-synthetic-800.json` had learnt, and those of `arms-busi.json`.
 _CPU = (Pretraining(), DownstreamSettings(budgets=(25, 100, None), draws=5))
-#: the paper's sizes, networks and batch; its 300 epochs of the 510 training images of a fold of BUSI are 9 600 updates.
+#: the paper's sizes, networks and batch; its 300 epochs of the 378 training images of a fold of BUSI are 7 100 updates.
 _PAPER = (
-    Pretraining(updates=9600, batch=16, reconstructor="context_encoder", network="paper", device="auto"),
+    Pretraining(updates=7100, batch=16, reconstructor="context_encoder", network="paper", device="auto"),
     DownstreamSettings(budgets=(25, 100, None), draws=10, most_updates=20_000),
 )
 
