@@ -195,7 +195,8 @@ def test_a_class_that_is_not_tested_is_named_before_anything_is_trained(
 
 
 def test_images_without_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "dataset_of", lambda *a: dataclasses.replace(dataset_of(*a), labels=None))
+    where = "maskaug.benchmarks.tasks.dataset_of"
+    monkeypatch.setattr(where, lambda *a: dataclasses.replace(dataset_of(*a), labels=None))
     with pytest.raises(ConfigurationError, match="has no labels"):
         parts(TOYS, None, 0)
 

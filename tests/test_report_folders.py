@@ -140,11 +140,11 @@ def test_it_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     report([tmp_path / "runs"], tmp_path / "page.html")
     before = (tmp_path / "page.html").read_bytes()
 
-    def broken(path: Path, text: str) -> None:
-        path.write_text(text[:100])
+    def broken(path: Path, data: bytes) -> None:
+        path.write_bytes(data[:100])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("maskaug.benchmarks.report._write", broken)
+    monkeypatch.setattr("maskaug.envs.files._write_bytes", broken)
     with pytest.raises(OSError, match="no space"):
         report([tmp_path / "runs"], tmp_path / "page.html")
     assert (tmp_path / "page.html").read_bytes() == before
