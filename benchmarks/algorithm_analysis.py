@@ -31,6 +31,12 @@ MEASURES = {
     "normalised": ("normalised reward", ("reconstruction", "classification")),
     "retention": ("share of the region kept", ("classification",)),
 }
+#: what 0 and 1 of the normalised reward are.
+SCALES = {
+    "reconstruction": "0 is what a random patch of each image earns, 1 what the best one does",
+    "classification": "0 is the mean of ten random masks, 1 what greedy search finds that knows the label and asks the "
+    "judge about every cell: a lower bound of the best, far above what an agent that sees the image alone can reach",
+}
 #: masks that nobody learns, in the judge's cell.
 SIMPLE = {
     "random": "random", "centre": "centre", "mean_region": "mean training region", "local_variance": "local variance",
@@ -178,11 +184,28 @@ def tables(settings: AlgorithmSettings, results: Results) -> list[Table]:
         first = ARMS[game][setting.arms[0]].title
         heads = ["arm", "seeds", "masks", "CPU-s", "masks per CPU-s"]
         for measure in measures:
-            heads += [f"{MEASURES[measure][0]} [95 %]", "untrained", "swapped", f"− {first} [95 %]", "P(better)"]
+            heads += [
+                f"{MEASURES[measure][0]} [95 %]",
+                "untrained",
+                "swapped",
+                f"− {first} [95 %]",
+                "P(better)",
+                "verdict",
+            ]
         cells = [_cells(row, measures, settings.seeds) for row in rows if row["game"] == game]
         title = f"{game}: {setting.timesteps} masks, {settings.split} split, {_seeds(settings.seeds)}"
-        found.append(Table(title, heads, cells, unfinished=missing))
+        found.append(Table(title, heads, cells, _note(game, first), missing))
     return found
+
+
+def _note(game: str, first: str) -> str:
+    return (
+        f"Normalised reward: {SCALES[game]}. Untrained: by the same policy before its first judged mask. Swapped: the "
+        "masks of the trained agent, each on another image than its own. Means over seeds with 95 % intervals of "
+        f"Student's t; − {first}: paired by seed. P(better): how probable it is that a seed of this arm is better than "
+        f"one of {first}. Verdict: better or worse where the interval of the difference leaves out 0; of twenty "
+        "comparisons of equals one would."
+    )
 
 
 def markdown(settings: AlgorithmSettings, results: Results, skipped: Sequence[str] = ()) -> str:
@@ -203,6 +226,7 @@ def _cells(row: Mapping[str, Any], measures: Sequence[str], seeds: int) -> list[
             _rounded(row.get(f"{measure}.swapped")),
             _spread(row, f"{measure}.difference", "+"),
             _rounded(row.get(f"{measure}.better"), 2),
+            row.get(f"{measure}.verdict", ""),
         ]
     return cells
 

@@ -24,7 +24,7 @@ from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.benchmarks.tasks import Task, parts
+from maskaug.benchmarks.tasks import Task, check_data, parts
 from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture
@@ -42,6 +42,7 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     """
     figures = grid.results()
     cells = list(grid.cells.values())
+    check_data(grid.root, cells)
     found = analysis.results(grid.root, cells, figures)
     blocks = list(analysis.blocks(found))
     state = list(grid.status().values())

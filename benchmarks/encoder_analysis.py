@@ -21,6 +21,7 @@ from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.statistics import Interval, probability_of_improvement, stratified_bootstrap, verdict
 from maskaug.benchmarks.tables import Table
 from maskaug.benchmarks.tasks import DATA
+from maskaug.envs.errors import ConfigurationError
 
 METRIC = "auroc"
 DRAWS = 1000
@@ -62,6 +63,7 @@ class Block:
         runs: arm → seed → result.
         shared: whether all seeds test images of one data set.
         source: of the images: "synthetic", or the data set's name.
+        refused: why there are differences without an interval; filled as they are asked for.
     """
 
     task: str
@@ -69,6 +71,7 @@ class Block:
     runs: Mapping[str, Mapping[int, Result]]
     shared: bool
     source: str
+    refused: set[str] = dataclasses.field(default_factory=set, repr=False)
     _known: dict[tuple[str, str], Interval | None] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -99,15 +102,25 @@ class Block:
         return [(result, theirs[seed]) for seed, result in mine.items() if seed in theirs and arm != other]
 
     def difference(self, arm: str, other: str | None) -> Interval | None:
-        """AUROC of `arm` − `other`, paired by seed, draw and image; None with fewer than two seeds in common."""
+        """AUROC of `arm` − `other`, paired by seed, draw and image.
+
+        None with fewer than two seeds in common, and where the images are too few for an interval; see `refused`.
+        """
         if other is None:
             return None
         if (arm, other) not in self._known:
-            runs = [self._probabilities(one, two) for one, two in self.pairs(arm, other)]
-            self._known[arm, other] = (
-                clustered_difference(runs, METRIC, shared=self.shared, draws=DRAWS) if len(runs) > 1 else None
-            )
+            self._known[arm, other] = self._difference(arm, other)
         return self._known[arm, other]
+
+    def _difference(self, arm: str, other: str) -> Interval | None:
+        runs = [self._probabilities(one, two) for one, two in self.pairs(arm, other)]
+        if len(runs) < 2:
+            return None
+        try:
+            return clustered_difference(runs, METRIC, shared=self.shared, draws=DRAWS)
+        except ConfigurationError as error:
+            self.refused.add(str(error))
+            return None
 
     def improves(self, arm: str, other: str | None) -> Interval | None:
         """How probable it is that a seed of `arm` has the higher AUROC; None with fewer than two in common."""
@@ -187,6 +200,7 @@ def _note(block: Block) -> str:
     return (
         f"Images: {block.source}. Macro-AUROC on held-out images, mean over draws of labels; paired differences with "
         f"95 % intervals clustered {clusters}. Random of equal area: random cells, or for one patch a random patch."
+        + "".join(f" No interval: {reason}." for reason in sorted(block.refused))
     )
 
 

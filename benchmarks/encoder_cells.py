@@ -32,11 +32,12 @@ from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.pictures import fill_in
 from maskaug.benchmarks.readouts import DownstreamSettings
 from maskaug.benchmarks.reports import all_scores, correlations, own_masks
-from maskaug.benchmarks.tasks import Task, parts, write_data
+from maskaug.benchmarks.tasks import Task, check_classes, parts, write_data
 from maskaug.benchmarks.timing import one_thread
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.defaults import default_grid
+from maskaug.envs.errors import DatasetError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.masking import cells_to_mask
 from maskaug.envs.networks import at_once
@@ -57,8 +58,9 @@ def arm_cell(config: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path]
     tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["reading"].items()}
     reading = DownstreamSettings(**tuples, seed=seed)
     divided = divided_for(task, seed, config["split"])
-    write_data(folder, divided)
     train, scored = divided["train"], divided["test"]
+    check_classes(task, seed, scored)
+    write_data(folder, divided)
     grid = grid_of(task, train)
     with one_thread(pretraining.device):
         played = _read_played(next(iter(inputs.values())), grid) if arm in SWAPS else None
@@ -93,6 +95,11 @@ def divided_for(task: Task, seed: int, split: str) -> dict[str, ImageDataset]:
     if split == "test":
         return divided
     half = divided["val"].splits(seed, (0.5, 0.5))
+    if len(np.unique(half)) < 2:
+        raise DatasetError(
+            f"task {task.name}, seed {seed}: the {len(half)} validation images are too few groups to be halved by "
+            "group; bring more images, of more patients, or score the test images"
+        )
     return {
         "train": divided["train"], "val": divided["val"].subset(half == 0), "test": divided["val"].subset(half == 1)
     }  # fmt: skip

@@ -20,10 +20,13 @@ from maskaug.benchmarks.forest import Compared, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.pictures import restored_rows
+from maskaug.benchmarks.report_found import natural
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.benchmarks.tasks import Task
+from maskaug.benchmarks.tasks import Task, check_data, check_source
 from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.rendering import label, save_picture, sheet
+
+ARMS_PICTURE = "arms.png"
 
 
 def run_encoding(
@@ -40,9 +43,14 @@ def run_encoding(
         retries: of a cell that fails.
         gpus: a cell's share of a GPU, on a cluster.
         say: where lines for people go.
+
+    Raises:
+        ConfigurationError: the images are not those that finished cells have had.
+        DatasetError: they cannot be read.
     """
     grid = Grid(out / "runs", encoding.cells())
     say(grid.say())
+    check_source(grid.root, grid.cells.values(), lambda c: divided_for(Task(**c["task"]), c["seed"], c["split"]))
     states = grid.run(jobs=jobs, say=say, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):
         say(table.markdown() + "\n")
@@ -53,11 +61,18 @@ def run_encoding(
 def write_analysis(grid: Grid, out: Path) -> list[Table]:
     """tables.json and tables.md, results.csv, forest plots, arms.png and a gallery; tables say how much is left.
 
+    They are of `grid` alone: pictures of an earlier call with more arms or seeds are removed, and tables say what
+    finished cells its folder holds besides.
+
     Args:
         grid: of `Encoding.cells`.
         out: the folder for the files.
+
+    Raises:
+        ConfigurationError: finished cells that are to be compared have run on other images than each other.
     """
     figures, cells = grid.results(), list(grid.cells.values())
+    check_data(grid.root, cells)
     found = analysis.results(grid.root, cells, figures)
     blocks = list(analysis.blocks(found, cells))
     tables = []
@@ -66,8 +81,11 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
         tables += [analysis.table(block) for block in own]
         tables += [t for t in (analysis.controls_table(own), analysis.masks_table(found, task)) if t is not None]
     unfinished = "" if len(figures) == len(cells) else grid.say()
-    tables = [dataclasses.replace(t, unfinished=unfinished) for t in tables]
+    more = _besides(grid)
+    tables = [dataclasses.replace(t, unfinished=unfinished, note=f"{t.note}{more}") for t in tables]
     out.mkdir(parents=True, exist_ok=True)
+    for stale in (*out.glob("forest-*.png"), out / ARMS_PICTURE, out / GALLERY):
+        stale.unlink(missing_ok=True)
     write_tables(out / TABLES, tables)
     write_text(out / "tables.md", "\n\n".join(table.markdown() for table in tables) + "\n")
     atomic_write(out / "results.csv", lambda path: _rows(path, found))
@@ -75,6 +93,17 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
         _forest(block, out)
     _pictures(grid, figures, out)
     return tables
+
+
+def _besides(grid: Grid) -> str:
+    names = grid.others()
+    if not names:
+        return ""
+    arms, seeds = ({name.split("/")[place] for name in names} for place in (-1, -2))
+    asked = {part for name in grid.cells for part in name.split("/")}
+    told = [f"{TITLES.get(arm, arm)}" for arm in sorted(arms - asked)] + sorted(seeds - asked, key=natural)
+    which = f" (of {', '.join(told)})" if told else ""
+    return f" {grid.root} holds {len(names)} finished cells more{which}, which this call did not ask for: not shown."
 
 
 def _rows(path: Path, found: Sequence[Result]) -> None:
@@ -117,7 +146,7 @@ def _pictures(grid: Grid, figures: Mapping[str, Any], out: Path, side: int = 128
         (row,) = restored_rows(one, scores, mask, kept["hidden"], kept["restored"], side)
         lines.append([label(row[0], TITLES[arm]), *(label(panel, "") for panel in row[1:])])
     save_picture(
-        str(out / "arms.png"), sheet(lines, ["image", "Q-map", "what was hidden", "hidden image", "what came back"])
+        str(out / ARMS_PICTURE), sheet(lines, ["image", "Q-map", "what was hidden", "hidden image", "what came back"])
     )
     write_gallery(
         out / GALLERY, np.array(some.images), masks, None if some.regions is None else np.array(some.regions),

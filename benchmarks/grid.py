@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from maskaug.benchmarks.cluster import Cluster
-from maskaug.benchmarks.grid_cell import ERROR, Cell, Figures, Outcome, read_figures, run_cell
+from maskaug.benchmarks.grid_cell import ERROR, RESULTS, Cell, Figures, Outcome, read_figures, run_cell
 from maskaug.benchmarks.workers import Here, Processes, Workers
 from maskaug.envs.errors import ConfigurationError
 
@@ -80,6 +80,11 @@ class Grid:
         """
         found = {name: read_figures(self.root, cell) for name, cell in self.cells.items()}
         return {name: figures for name, figures in found.items() if figures is not None}
+
+    def others(self) -> list[str]:
+        """Names of finished cells that its folder holds besides its own: of another call with more arms or seeds."""
+        found = (path.parent.relative_to(self.root).as_posix() for path in self.root.rglob(RESULTS))
+        return sorted(name for name in found if name not in self.cells)
 
     def run(
         self,

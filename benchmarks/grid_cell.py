@@ -39,7 +39,8 @@ class Cell:
         work: the function that does it, "maskaug.….module:function". It is called with the config, the cell's folder
             and the folders of what it needs, by name; it writes its files into its folder, may go on from those that a
             killed attempt has left there, and returns flat figures, which become results.json.
-        config: all that decides the result (the seed and the data's digest among it), JSON.
+        config: all that decides the result, JSON; of images in a folder only where they lie: the work leaves their
+            digests in data.json (`maskaug.benchmarks.tasks.write_data`), and `check_data` compares them.
         needs: names of cells that must be done first.
     """
 

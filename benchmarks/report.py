@@ -1,7 +1,8 @@
 """`maskaug report`: any set of runs as one HTML page that needs nothing but itself.
 
 It finds, at any depth: folders of `maskaug train`; cells of a grid (`config.json` with "asked" and "work",
-`results.json` or `error.json`, and `data.json` with what a run has under resolved.data: name, source, digest);
+`results.json` or `error.json`, and `data.json` with what a run has under resolved.data: name, source, and "digest", or
+one for each part, "digest_train" and the like);
 `results.json` alone; `tables.json` (`maskaug.benchmarks.tables`) and the PNG files beside it; `gallery.safetensors`
 (`maskaug.benchmarks.gallery`). Nothing that it reads is executed.
 """
@@ -165,7 +166,9 @@ def _data(runs: Sequence[Run], budget: Budget) -> str:
     names = ("source", "split", "images", "shape", "digest", "licence", "citation")
     for run in runs:
         if run.data:
-            key = (run.data_name, *(shown(str(run.data.get(name) or "")) for name in names))
+            # The whole of a cell's digests stands with the run.
+            told = {**run.data, "split": run.split, "images": run.images, "digest": run.digest(12)}
+            key = (run.data_name, *(shown(str(told.get(name) or "")) for name in names))
             seen.setdefault(key, []).append(run.stand_in)
     if not seen:
         return ""

@@ -61,7 +61,7 @@ class Run:
         """Whether made-up images took the place of the real ones that were asked for."""
         if self.data.get("source") != "synthetic":
             return False
-        named = (_inside(self.resolved, "env", "dataset"), self.asked.get("dataset"), self.asked.get("env_id"))
+        named = (_inside(self.resolved, "env", "dataset"), self.asked.get("dataset"), self._env_id)
         wanted = next((str(name) for name in named if name), "")
         return wanted != "" and "synthetic" not in wanted.lower()
 
@@ -76,8 +76,40 @@ class Run:
     @property
     def environment(self) -> str:
         """The id that it was played on; a stand-in is called one, whatever the id."""
-        name = str(self.asked.get("env_id") or "")
+        name = self._env_id
         return f"stand-in for {name}" if name and self.stand_in else name
+
+    @property
+    def _env_id(self) -> str:
+        # A cell of a grid has a task, of which it is a part.
+        return str(self.asked.get("env_id") or _inside(self.asked, "task", "env_id") or "")
+
+    @property
+    def split(self) -> str:
+        """The part of the images: that it was played on, or, of a cell, that was scored."""
+        return str(self.data.get("split") or self.asked.get("split") or "")
+
+    @property
+    def images(self) -> str:
+        """How many images; a cell's by part.
+
+        >>> Run("a", Path(), data={"images": {"train": 63, "val": 14}}).images
+        'train 63, val 14'
+        """
+        count = self.data.get("images")
+        return ", ".join(f"{k} {v}" for k, v in count.items()) if isinstance(count, dict) else str(count or "")
+
+    def digest(self, most: int | None = None) -> str:
+        """The images' digest, or those of the parts that a cell has run on.
+
+        Args:
+            most: letters of each part's; all if None.
+
+        >>> Run("a", Path(), data={"digest_train": "0123", "digest_val": "4567"}).digest(2)
+        'train 01, val 45'
+        """
+        parts = {k.removeprefix("digest_"): str(v)[:most] for k, v in self.data.items() if k.startswith("digest_")}
+        return str(self.data.get("digest") or ", ".join(f"{name} {value}" for name, value in parts.items()))
 
     @property
     def data_name(self) -> str:

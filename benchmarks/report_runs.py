@@ -175,7 +175,7 @@ def run_details(runs: Sequence[Run], index: int, made: str, budget: Budget, keep
     summary = f"{escaped(run.name)} {' '.join(marks)}"
     facts = [("state", f"{run.state}: {run.told}" if run.told else run.state), ("work", run.work), ("agent", run.agent)]
     facts += [("environment", run.environment), ("data", run.data_name), ("source", str(run.data.get("source") or ""))]
-    facts += [("digest", str(run.data.get("digest") or "")), ("made with", made), ("folder", str(run.folder))]
+    facts += [("images", run.images), ("digest", run.digest()), ("made with", made), ("folder", str(run.folder))]
     facts += [("commit", run.versions.get("commit", ""))]
     lines = [f"<strong>{name}</strong> {escaped(shown(value, 600))}" for name, value in facts if value]
     text = f"<p>{'<br>'.join(lines)}</p>"

@@ -44,13 +44,11 @@ def bench_apga(
     from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
-    from maskaug.benchmarks.tasks import parts
+    from maskaug.benchmarks.tasks import Task, check_source, parts
 
     chosen = preset_of(data, preset, None if root is None else root.expanduser().resolve(), seeds, arms)
-    if root is not None:
-        # A folder that cannot be read would else be the same error in every run.
-        parts(chosen.sweeps[0].tasks[0], None, 0)
     grid = Grid(out / "runs", cells(chosen.sweeps, chosen.training, split))
+    check_source(grid.root, grid.cells.values(), lambda c: parts(Task(**c["task"]), c["shots"], c["seed"]))
     print(grid.say())
     state = grid.run(jobs=jobs, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):

@@ -153,7 +153,13 @@ def test_the_table_by_hand() -> None:
     assert (centre["title"], centre["seeds"]) == ("centre", 3)
     assert centre["normalised"] == pytest.approx(1.25)
     text = markdown(settings, results)
-    assert "| PPO | 3 | 400 | 8 | 50 | 0.700 [0.203, 1.197] | 0.000 | 0.100 | -0.200 [-0.630, +0.230] | 0.17 |" in text
+    end = "-0.200 [-0.630, +0.230] | 0.17 | not established |"
+    assert f"| PPO | 3 | 400 | 8 | 50 | 0.700 [0.203, 1.197] | 0.000 | 0.100 | {end}" in text
+    assert "0 is what a random patch of each image earns, 1 what the best one does. Untrained: " in text
+    assert "Student's t; − Intelligent Masking: paired by seed." in text
+    other = markdown(*made({"apga": [0.8, 0.9], "ppo": [0.5, 0.6]}, "classification"))
+    assert "1 what greedy search finds" in other
+    assert "| 0.00 | worse |" in other
     assert "UNFINISHED" not in text
     assert interval_of([0.5]) is None
 

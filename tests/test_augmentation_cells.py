@@ -27,7 +27,6 @@ from augmentation_grid import (
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks import augmentation_cells as module
-from maskaug.benchmarks import tasks
 from maskaug.benchmarks.augmentation import (
     DRAWN,
     PLAIN,
@@ -196,7 +195,8 @@ def test_a_class_that_is_not_tested_is_named_before_anything_is_trained(
 
 
 def test_images_without_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "dataset_of", lambda *a: dataclasses.replace(dataset_of(*a), labels=None))
+    where = "maskaug.benchmarks.tasks.dataset_of"
+    monkeypatch.setattr(where, lambda *a: dataclasses.replace(dataset_of(*a), labels=None))
     with pytest.raises(ConfigurationError, match="has no labels"):
         parts(TOYS, None, 0)
 

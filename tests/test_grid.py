@@ -294,3 +294,12 @@ def test_arguments_that_cannot_be(tmp_path: Path, wrong: dict[str, Any], said: s
     with pytest.raises(ConfigurationError, match=said):
         Grid(tmp_path, [cell("a", x=1)]).run(**wrong)
     assert not (tmp_path / "a").exists()
+
+
+def test_finished_cells_of_another_call_are_named(tmp_path: Path) -> None:
+    large = Grid(tmp_path, [cell("x/2", n=1), cell("x/1", n=1), cell("y", n=1), cell("bad", "fail")])
+    assert large.others() == []
+    large.run(say=lambda line: None)
+    assert large.others() == []
+    # What failed has no figures that anybody could miss.
+    assert Grid(tmp_path, [cell("x/2", n=1)]).others() == ["x/1", "y"]

@@ -155,6 +155,8 @@ def test_stand_ins_are_never_shown_under_the_real_name(page: Page) -> None:
         ({"source": "synthetic"}, {"dataset": "synthetic"}, False),
         ({"source": "synthetic"}, {"env_id": "MaskAug-Synthetic-v0"}, False),
         ({"source": "busi"}, {"env_id": "MaskAug-BUSI-v0"}, False),
+        ({"source": "synthetic"}, {"task": {"env_id": "MaskAug-BUSI-v0"}}, True),
+        ({"source": "synthetic"}, {"task": {"env_id": "MaskAug-Synthetic-v0"}}, False),
         ({}, {"env_id": "MaskAug-BUSI-v0"}, False),
     ],
 )
@@ -162,6 +164,21 @@ def test_what_a_stand_in_is(tmp_path: Path, data: dict[str, str], asked: dict[st
     cell(tmp_path / "grid/a", {"auroc": 0.5}, {"name": "x", **data}, **asked)
     (run,) = collect([tmp_path / "grid"]).runs
     assert run.stand_in is marked
+
+
+def test_a_benchmarks_cell_says_what_it_ran_on(tmp_path: Path) -> None:
+    long = {"train": "0123456789abcdef", "val": "1123456789abcdef", "test": "2123456789abcdef"}
+    counts = {"train": 63, "val": 14, "test": 13}
+    data = {"name": "busi", "source": "user", "images": counts, **{f"digest_{k}": v for k, v in long.items()}}
+    asked = {"task": {"name": "busi", "env_id": "MaskAug-BUSI-v0"}, "arm": "none", "seed": 0, "split": "test"}
+    cell(tmp_path / "grid/a", {"auroc": 0.5}, data, **asked)
+    page = made(tmp_path / "page.html", tmp_path / "grid")
+    assert page.column("runs", "environment") == ["MaskAug-BUSI-v0"]
+    assert page.column("data", "images") == ["train 63, val 14, test 13"]
+    assert page.column("data", "split") == ["test"]
+    assert page.column("data", "digest") == ["train 0123456789ab, val 1123456789ab, test 2123456789ab"]
+    assert "digest train 0123456789abcdef, val 1123456789abcdef, test 2123456789abcdef" in page.text
+    assert "images train 63, val 14, test 13" in page.text
 
 
 def test_what_failed_and_what_is_left_is_said_on_top(page: Page) -> None:
