@@ -63,13 +63,15 @@ class Training:
 
     Attributes:
         judge: "small" or "densenet169": the network of judges and classifiers.
-        updates: of every classifier, and of the judge.
+        updates: of every classifier.
         batch: images an update.
         lr: peak learning rate of both, see `maskaug.envs.pretrain.FitSettings`; the joint setting has the game's own.
         timesteps: masks that a masker which plays has judged.
         num_envs: images a batch, of maskers.
         fill: what hidden pixels become in the second view: "zero", "mean" or "blur".
         joint_updates: of the judge in the joint setting.
+        judge_updates: of the judge that maskers ask, of the distilled masker's own ones, and of the referee; None: as
+            `updates`. No masker can know more than its judge.
         device: where everything runs; "auto" is decided where a cell runs.
     """
 
@@ -81,6 +83,7 @@ class Training:
     num_envs: int = 32
     fill: str = "zero"
     joint_updates: int = 400
+    judge_updates: int | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -88,11 +91,16 @@ class Training:
             raise ConfigurationError(f"judge={self.judge!r} is no classifier; use one of {', '.join(JUDGES)}")
         if not 0 < self.lr < math.inf:
             raise ConfigurationError(f"lr={self.lr} must be a finite number above 0")
-        for name in ("updates", "batch", "timesteps", "num_envs", "joint_updates"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("updates", "batch", "timesteps", "num_envs", "joint_updates", "judge_updates"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigurationError(f"{name}={value} must be at least 1")
         if self.fill not in ("zero", "mean", "blur"):
             raise ConfigurationError(f"fill={self.fill!r} is no filling of second views; use zero, mean or blur")
+
+    @property
+    def updates_of_judge(self) -> int:
+        """How long judge and referee learn."""
+        return self.updates if self.judge_updates is None else self.judge_updates
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from maskaug.benchmarks.augmentation import PLAIN, SWAPPED, TITLES
+from maskaug.benchmarks.augmentation import PLAIN, SWAPPED, TITLES, Training
 from maskaug.benchmarks.augmentation_cells import PREDICTIONS
 from maskaug.benchmarks.clustered_bootstrap import Method, clustered_difference
 from maskaug.benchmarks.clustered_means import clustered_task_difference
@@ -34,6 +34,8 @@ METHOD: Method = "two-way"
 DRAWS = 1000
 #: said below every table of comparisons.
 ALONE = "Each interval stands alone: of twenty comparisons of equals one would be called better or worse."
+#: the row of the judge that maskers asked: a classifier too, of the same images.
+ITSELF = "judge"
 #: figures of a classifier that tables show besides.
 OTHERS = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "averaged.auroc", "study.kappa")
 
@@ -46,12 +48,13 @@ class Result:
         task: its name.
         shots: labelled images of each class; None: all.
         seed: its repetition.
-        arm: with `SWAPPED` at the end where masks are of other images.
+        arm: with `SWAPPED` at the end where masks are of other images; `ITSELF` of the judge.
         hidden: share of the image that second views hide; None where there are none.
         joint: whether judge and masker learnt along.
         figures: of results.json.
         folder: its cell's.
         about: the task's settings, as its config has them.
+        training: how it was trained.
     """
 
     task: str
@@ -63,6 +66,7 @@ class Result:
     figures: Mapping[str, float]
     folder: Path
     about: Mapping[str, Any]
+    training: Training
 
     @functools.cached_property
     def predictions(self) -> dict[str, npt.NDArray[Any]]:
@@ -150,13 +154,13 @@ def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str
     found = []
     for cell in cells:
         config, kind = cell.config, cell.work.rpartition(":")[2]
-        if kind not in ("classifier", "joint") or cell.name not in figures:
+        if kind not in ("classifier", "joint", "judge") or cell.name not in figures:
             continue
-        arm = config["arm"] + (SWAPPED if config.get("swapped") else "")
+        arm = ITSELF if kind == "judge" else config["arm"] + (SWAPPED if config.get("swapped") else "")
         found.append(
             Result(
                 config["task"]["name"], config["shots"], config["seed"], arm, config.get("hidden"), kind == "joint",
-                figures[cell.name], Path(root) / cell.name, config["task"],
+                figures[cell.name], Path(root) / cell.name, config["task"], Training(**config["training"]),
             )
         )  # fmt: skip
     return found
@@ -169,12 +173,13 @@ def blocks(found: Sequence[Result]) -> Iterator[Block]:
     )
     views = {(task, shots, joint) for task, shots, _, joint in keys}
     keys |= dict.fromkeys((*key, None, r.joint) for r in found if (*(key := (r.task, r.shots)), r.joint) not in views)
-    order = {name: place for place, arm in enumerate(TITLES) for name in (arm, arm + SWAPPED)}
+    rows = (*PLAIN, ITSELF, *(arm for arm in TITLES if arm not in PLAIN))
+    order = {name: place for place, arm in enumerate(rows) for name in (arm, arm + SWAPPED)}
     for task, shots, hidden, joint in keys:
         runs: dict[str, dict[int, Result]] = {}
         for r in found:
             # In the joint setting "none" has a hidden share too, which says nothing.
-            if (r.task, r.shots, r.joint) == (task, shots, joint) and (r.hidden == hidden or r.arm in PLAIN):
+            if (r.task, r.shots, r.joint) == (task, shots, joint) and (r.hidden == hidden or r.arm in (*PLAIN, ITSELF)):
                 runs.setdefault(r.arm, {})[r.seed] = r
         first = next(iter(next(iter(runs.values())).values()))
         data = json.loads((first.folder / DATA).read_text(encoding="utf-8"))
@@ -193,6 +198,8 @@ def budget_of(shots: int | None) -> str:
 
 def title_of(arm: str) -> str:
     """For people."""
+    if arm == ITSELF:
+        return "the judge itself"
     return TITLES[arm.removesuffix(SWAPPED)] + (", swapped" if arm.endswith(SWAPPED) else "")
 
 
@@ -229,6 +236,8 @@ def table(block: Block) -> Table:
     )
     if "random_erasing" in block.runs:
         note += " Random erasing hides the share on average, all others exactly."
+    if ITSELF in block.runs:
+        note += f" {_of_judge(block)}"
     if block.joint and {"apga_published", "ppo"} & set(block.runs):
         note += " APGA as published and PPO choose how much they hide, at a price for leaving the share."
     note += "".join(f" No interval: {reason}." for reason in sorted(block.refused))
@@ -237,6 +246,15 @@ def table(block: Block) -> Table:
         block.title, [c for i, c in enumerate(columns) if i not in empty],
         [[v for i, v in enumerate(row) if i not in empty] for row in rows], note, stand_in=block.stand_in,
     )  # fmt: skip
+
+
+def _of_judge(block: Block) -> str:
+    # Whoever asks a judge could use it as it is: masks must be worth more than that.
+    training = next(iter(block.runs[ITSELF].values())).training
+    return (
+        "The judge itself: whom the maskers asked, trained on the images alone, with first weights of its own, for "
+        f"{training.updates_of_judge} updates (the others: {training.updates})."
+    )
 
 
 def over_tasks(found: Sequence[Block]) -> Table | None:

@@ -75,12 +75,12 @@ def masker(arm: str, train: ImageDataset, judge: nn.Module | None, grid: int, tr
             algorithm="ppo", seed=seed, device=training.device,
         ),
         "distilled": lambda: Distilled(
-            play(fill="blur"), seed=seed, device=training.device, judges=4, judge_updates=training.updates
+            play(fill="blur"), seed=seed, device=training.device, judges=4, judge_updates=training.updates_of_judge
         ),
     }  # fmt: skip
     made = asking[arm]()
     if arm == "distilled":
-        return made.learn(4 * training.updates * FitSettings().batch_size + training.timesteps)
+        return made.learn(4 * training.updates_of_judge * FitSettings().batch_size + training.timesteps)
     return made.learn(training.timesteps) if hasattr(made, "learn") else made
 
 

@@ -79,8 +79,8 @@ class _Cell:
     def fit(self, network: nn.Module, train: ImageDataset, **more: Any) -> float:
         """Train `network` in place; the CPU seconds that it took."""
         t = self.training
-        batch = more.pop("batch", t.batch)
-        settings = FitSettings(updates=t.updates, batch_size=batch, lr=t.lr, seed=self.seed)
+        batch, updates = more.pop("batch", t.batch), more.pop("updates", t.updates)
+        settings = FitSettings(updates=updates, batch_size=batch, lr=t.lr, seed=self.seed)
         began = time.process_time()
         fit_classifier(network, train, self.parts["val"], settings, clean=True, device=self.device, **more)
         return time.process_time() - began
@@ -118,7 +118,7 @@ def referee(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str
 
 def _judge(cell: _Cell, folder: Path, first_weights: int) -> dict[str, float]:
     network = cell.network(first_weights)
-    seconds = cell.fit(network, cell.train)
+    seconds = cell.fit(network, cell.train, updates=cell.training.updates_of_judge)
     save_judge(folder / JUDGE, network)
     return {**cell.score(network, folder), "cpu_s": seconds}
 

@@ -15,7 +15,7 @@ from augmentation_made_up import make_up
 
 from maskaug.benchmarks import augmentation_analysis as analysis
 from maskaug.benchmarks.augmentation import SWAPPED, Sweep, cells
-from maskaug.benchmarks.augmentation_analysis import Block, blocks, over_tasks, results, table, title_of
+from maskaug.benchmarks.augmentation_analysis import ITSELF, Block, blocks, over_tasks, results, table, title_of
 from maskaug.benchmarks.augmentation_cells import CURVES
 from maskaug.benchmarks.augmentation_masks import CURVE_NAMES, masks_tables
 from maskaug.benchmarks.augmentation_output import write_analysis
@@ -64,10 +64,12 @@ def test_arms_are_compared_within_one_budget_share_and_setting(made_up: None, tm
     found = {(b.shots, b.hidden, b.joint): b for b in blocks_of(grid)}
     assert set(found) == {(s, h, False) for s in (6, None) for h in (0.25, 0.6)} | {(6, h, True) for h in (0.25, 0.6)}
     for (shots, hidden, joint), block in found.items():
-        assert list(block.runs) == ["none", "random", *([] if joint else ["apga", f"apga{SWAPPED}"])]
+        assert list(block.runs) == (
+            ["none", "random"] if joint else ["none", ITSELF, "random", "apga", f"apga{SWAPPED}"]
+        )
         for arm, runs in block.runs.items():
             assert {(r.shots, r.joint) for r in runs.values()} == {(shots, joint)}
-            assert arm == "none" or {r.hidden for r in runs.values()} == {hidden}
+            assert arm in ("none", ITSELF) or {r.hidden for r in runs.values()} == {hidden}
     assert found[6, 0.25, True].runs["none"][0].folder.name == "joint-none-h25"
     assert found[6, 0.6, False].title == "toys, 6 labels a class, 60% hidden"
     assert found[None, 0.25, False].title == "toys, all labels, 25% hidden"
@@ -79,6 +81,32 @@ def test_a_table_says_whose_share_is_not_exact(made_up: None, tmp_path: Path) ->
     apart, along = (table(block).note for block in blocks_of(grid))
     assert ("Random erasing" in apart, "PPO choose" in apart) == (True, False)
     assert ("Random erasing" in along, "PPO choose" in along) == (False, True)
+
+
+def test_the_judge_that_maskers_asked_is_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_up(monkeypatch, strengths={ITSELF: 3.0})
+    tasks = [TOYS, dataclasses.replace(TOYS, name="toys-two")]
+    grid = done(
+        tmp_path, sweep("none", "random", "grad_cam", tasks=tasks, seeds=SEEDS),
+        sweep("none", "random", shots=[8], seeds=SEEDS), sweep("none", "apga", seeds=SEEDS, joint=True),
+    )  # fmt: skip
+    both = blocks_of(grid)
+    asked = [b for b in both if ITSELF in b.runs]
+    # Nobody asks it where all masks are drawn; and in the joint setting the judge is what every row is.
+    assert [(b.task, b.shots, b.joint) for b in asked] == [("toys", 6, False), ("toys-two", 6, False)]
+    shown = table(asked[0])
+    assert [row[0] for row in shown.rows][:3] == ["no masks", "the judge itself", "random cells"]
+    assert rows_of(shown, "against no masks", "against random")["the judge itself"] == ["better", "better"]
+    values = [grid.results()[f"toys/k6/seed{seed}/judge"]["auroc"] for seed in SEEDS]
+    assert rows_of(shown, "AUROC")["the judge itself"] == pytest.approx(np.mean(values))
+    across = over_tasks(asked)
+    assert across is not None
+    assert rows_of(across, "against no masks")["the judge itself"] == "better"
+    assert "for 3 updates (the others: 3)" in shown.note
+    assert not [b for b in both if b not in asked and "judge itself" in table(b).note]
+    longer = Grid(tmp_path / "longer", cells([sweep("none", "apga")], dataclasses.replace(QUICK, judge_updates=9)))
+    longer.run(say=lambda _: None)
+    assert "for 9 updates (the others: 3)" in table(*blocks_of(longer)).note
 
 
 def test_without_second_views_there_is_a_table_all_the_same(made_up: None, tmp_path: Path) -> None:
@@ -217,9 +245,11 @@ def bones(part: str) -> Task:
 
 def test_table_1_has_the_published_figures_beside_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_up(monkeypatch, "mura")
-    arms = ("none", "random", "cutout", "grad_cam", "apga_published", "apga")
+    arms = ("none", ITSELF, "random", "cutout", "grad_cam", "apga_published", "apga")
     tasks = [bones("forearm"), bones("wrist")]
-    grid = done(tmp_path, sweep(*arms, tasks=tasks, shots=[None, 6], seeds=[0, 1, 2], swapped=False))
+    grid = done(
+        tmp_path, sweep(*(a for a in arms if a != ITSELF), tasks=tasks, shots=[None, 6], seeds=[0, 1, 2], swapped=False)
+    )
     found = blocks_of(grid)
     whole, few = published_tables(found)
     assert whole.title == "Table 1 (MURA), all labels, 60% hidden"
@@ -334,7 +364,7 @@ def test_an_unfinished_grid_is_marked_in_every_table_and_a_finished_one_is_not(m
         assert (tmp_path / name).is_file()
     with (tmp_path / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == sum(cell.work.endswith(":classifier") for cell in order)
+    assert len(rows) == sum(cell.work.endswith((":classifier", ":judge")) for cell in order)
     one = next(r for r in rows if (r["arm"], r["shots"], r["seed"], r["hidden"]) == ("apga", "6", "2", "0.25"))
     assert float(one["auroc"]) == grid.results()["toys/k6/seed2/apga-h25"]["auroc"]
 

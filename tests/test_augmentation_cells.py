@@ -27,6 +27,7 @@ from augmentation_grid import (
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks import augmentation_cells as module
+from maskaug.benchmarks import tasks
 from maskaug.benchmarks.augmentation import (
     DRAWN,
     PLAIN,
@@ -164,6 +165,15 @@ def test_the_scored_part_is_that_of_the_split(tmp_path: Path) -> None:
     assert np.array_equal(load_file(done.root / HERE / "none" / PREDICTIONS)["groups"], held_out.groups)
 
 
+def test_the_judge_and_the_referee_learn_for_as_long_as_they_are_told(tmp_path: Path, fits: list[Fit]) -> None:
+    longer = {**dataclasses.asdict(QUICK), "judge_updates": 5}
+    for i, training in enumerate((dataclasses.asdict(QUICK), longer)):
+        for work in (module.judge, module.referee, module.classifier):
+            work(config_of("none", training=training), new(tmp_path / f"{work.__name__}{i}"), {})
+    assert [fit.settings.updates for fit in fits] == [3, 3, 3, 5, 5, 3]
+    assert [len(fit.seen) for fit in fits] == [3, 3, 3, 5, 5, 3]
+
+
 # ---- batch norm ------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +205,7 @@ def test_a_class_that_is_not_tested_is_named_before_anything_is_trained(
 
 
 def test_images_without_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "dataset_of", lambda *a: dataclasses.replace(dataset_of(*a), labels=None))
+    monkeypatch.setattr(tasks, "dataset_of", lambda *a: dataclasses.replace(dataset_of(*a), labels=None))
     with pytest.raises(ConfigurationError, match="has no labels"):
         parts(TOYS, None, 0)
 

@@ -179,6 +179,7 @@ def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, Any], words: str) 
         ({"timesteps": 0}, "timesteps=0"),
         ({"num_envs": 0}, "num_envs=0"),
         ({"joint_updates": 0}, "joint_updates=0"),
+        ({"judge_updates": 0}, "judge_updates=0"),
         ({"lr": 0.0}, "lr=0.0"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"fill": "noise"}, "use zero, mean or blur"),
