@@ -85,4 +85,7 @@ def make_up(
 
 
 def _data(folder: Path, source: str) -> None:
-    write_json(folder / DATA, {"name": "made up", "source": source, "licence": "none", "citation": ""})
+    write_json(folder / DATA, {
+        "name": "made up", "source": source, "licence": "none", "citation": "",
+        "images": {"train": 12, "val": 34, "test": IMAGES}, "shape": [1, 40, 40],
+    })  # fmt: skip
