@@ -31,8 +31,10 @@ def bench_apga(
         jobs: runs at a time.
         seeds: how many, from 0; the preset's, if left out.
         arms: none, none_twice, random, cutout, random_erasing, centre, mean_region, brightness, grad_cam,
-            input_gradient, end_to_end, apga_published, apga, ppo, distilled, oracle; the preset's, if left out.
-        split: the held-out images that are scored; val while choices are still made.
+            input_gradient, end_to_end, apga_published, apga, ppo, distilled, oracle; each where the preset has
+            it, or else in its first block; the preset's, if left out.
+        split: the held-out images that are scored; val, one half of the validation images, while choices are still
+            made.
         cluster: run on a Ray cluster.
         retries: how often a run that fails is tried again.
         gpus: share of a GPU that a run takes, on a cluster.
