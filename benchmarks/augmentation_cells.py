@@ -208,17 +208,7 @@ def joint(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
             **keywords,
         },
     )  # fmt: skip
-    figures = {**cell.score(found.judge, folder), **found.figures}
-    return figures if arm == "none" else {**figures, "hidden_share": _hidden(found.player, cell)}
-
-
-def _hidden(player: Any, cell: _Cell) -> float:
-    # Share of the scored images that the player's masks hide: of those whose area is free, what they came to.
-    images, chunk, kept = cell.scored.images, at_once(*cell.scored.shape[1:]), []
-    for i in range(0, len(images), chunk):
-        actions, _ = player.predict(np.array(images[i : i + chunk]), deterministic=True)
-        kept.append(player.spec.cells_of(actions).double().flatten(1).mean(1))
-    return 1 - float(torch.cat(kept).mean())
+    return {**cell.score(found.judge, folder), **found.figures}
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ def _arms(block: Block) -> list[str]:
         paper = "also the paper's network, learning rate and views" if block.training.published else "nothing else"
         said.append(f"APGA, published loss: of the paper it has the loss and {paper}; its masks are whole cells.")
     if block.joint and {"apga_published", "ppo"} & set(runs):
-        said.append("hidden_share: of held-out images, what is hidden by the masker of the best moment.")
+        said.append("hidden_share: of the image, what the aiding views hid in training, the mean of all masks played.")
     if block.joint and "ppo" in runs:
         said.append("PPO chooses how much it hides, at a price for leaving the share.")
     if block.joint and "apga_published" in runs:
