@@ -25,7 +25,7 @@ from maskaug.benchmarks.statistics import (
     verdict,
 )
 from maskaug.benchmarks.tables import Table
-from maskaug.benchmarks.tasks import DATA
+from maskaug.benchmarks.tasks import DATA, check_pair
 from maskaug.envs.errors import ConfigurationError
 
 METRIC = "auroc"
@@ -116,6 +116,7 @@ class Block:
     def pair(self, arm: str, other: str, seed: int) -> tuple[npt.NDArray[Any], ...]:
         """What `clustered_difference` wants to know of one seed."""
         one, two = (self.runs[name][seed].predictions for name in (arm, other))
+        check_pair(one, two, f"{self.title}, seed {seed}, {arm} and {other}")
         return one["labels"], one["groups"], one["probabilities"], two["probabilities"]
 
     def difference(self, arm: str, other: str, metric: str = METRIC) -> Interval | None:

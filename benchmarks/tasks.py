@@ -159,6 +159,25 @@ def check_data(root: Path, cells: Iterable[Cell]) -> None:
             _compare(str(folder), {name: digest}, other, theirs)
 
 
+def check_pair(one: Mapping[str, npt.NDArray[Any]], two: Mapping[str, npt.NDArray[Any]], names: str) -> None:
+    """Whether two cells that are paired image by image have scored the same images.
+
+    Args:
+        one: "labels" and "groups", (N,) each.
+        two: the other's.
+        names: whose they are, for people.
+
+    Raises:
+        ConfigurationError: other labels, other groups, or in another order.
+    """
+    for name in ("labels", "groups"):
+        if not np.array_equal(one[name], two[name]):
+            raise ConfigurationError(
+                f"{names}: the {name} of the scored images differ, so that they cannot be paired; remove the folders "
+                "of both cells and run them again"
+            )
+
+
 def check_source(
     root: Path, cells: Iterable[Cell], divide: Callable[[Mapping[str, Any]], Mapping[str, ImageDataset]]
 ) -> None:
