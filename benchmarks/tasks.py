@@ -65,7 +65,10 @@ def parts(task: Task, shots: int | None, seed: int) -> dict[str, ImageDataset]:
             try:
                 found[split] = dataset_of({**keywords, "seed": seed}, split)
             except DatasetError as error:
-                raise DatasetError(f"task {task.name}, seed {seed}, {split} images: {error}") from error
+                raise DatasetError(
+                    f"task {task.name}, seed {seed}, {split} images: {error} (a seed divides whole patients anew: "
+                    "with few of them a part can stay empty)"
+                ) from error
     else:
         # One set of images for all repetitions, crops included.
         data = dataset_of({**keywords, "seed": 0}, "all")
