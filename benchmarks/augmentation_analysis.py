@@ -18,7 +18,7 @@ from maskaug.benchmarks.augmentation_cells import PREDICTIONS
 from maskaug.benchmarks.clustered_bootstrap import Method, clustered_difference
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.statistics import Interval
-from maskaug.benchmarks.tasks import DATA
+from maskaug.benchmarks.tasks import DATA, check_pair
 from maskaug.envs.errors import ConfigurationError
 
 METRIC = "auroc"
@@ -129,11 +129,7 @@ class Block:
             ConfigurationError: the arms were tested on different images.
         """
         one, two = (self.runs[name][seed].predictions for name in (arm, other))
-        if not all(np.array_equal(one[name], two[name]) for name in ("labels", "groups")):
-            raise ConfigurationError(
-                f"{self.title}, seed {seed}: {title_of(arm)!r} and {title_of(other)!r} were tested on different "
-                "images; the data have changed in between: run them again in a new folder"
-            )
+        check_pair(one, two, f"{self.title}, seed {seed}, {title_of(arm)!r} and {title_of(other)!r}")
         return one["labels"], one["groups"], one["probabilities"], two["probabilities"]
 
     def difference(self, arm: str, other: str, metric: str = METRIC) -> Interval | None:

@@ -20,7 +20,7 @@ from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.statistics import Interval, probability_of_improvement, stratified_bootstrap, verdict
 from maskaug.benchmarks.tables import Table
-from maskaug.benchmarks.tasks import DATA
+from maskaug.benchmarks.tasks import DATA, check_pair
 from maskaug.envs.errors import ConfigurationError
 
 METRIC = "auroc"
@@ -132,6 +132,7 @@ class Block:
 
     def _probabilities(self, one: Result, two: Result) -> tuple[Any, Any, Any, Any]:
         # Every read-out and budget has as many draws: the mean over all of them is the mean over these.
+        check_pair(one.predictions, two.predictions, f"{one.folder} and {two.folder}")
         first, second = (np.concatenate([r.predictions[key] for key in self.keys]) for r in (one, two))
         return one.predictions["labels"], one.predictions["groups"], first, second
 

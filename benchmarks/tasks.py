@@ -65,7 +65,10 @@ def parts(task: Task, shots: int | None, seed: int) -> dict[str, ImageDataset]:
             try:
                 found[split] = dataset_of({**keywords, "seed": seed}, split)
             except DatasetError as error:
-                raise DatasetError(f"task {task.name}, seed {seed}, {split} images: {error}") from error
+                raise DatasetError(
+                    f"task {task.name}, seed {seed}, {split} images: {error} (a seed divides whole patients anew: "
+                    "with few of them a part can stay empty)"
+                ) from error
     else:
         # One set of images for all repetitions, crops included.
         data = dataset_of({**keywords, "seed": 0}, "all")
@@ -157,6 +160,25 @@ def check_data(root: Path, cells: Iterable[Cell]) -> None:
             which = [cell.config["task"], cell.config["seed"], name, shots if name == "digest_train" else None]
             other, theirs = seen.setdefault(json.dumps(which, sort_keys=True), (str(folder), {name: digest}))
             _compare(str(folder), {name: digest}, other, theirs)
+
+
+def check_pair(one: Mapping[str, npt.NDArray[Any]], two: Mapping[str, npt.NDArray[Any]], names: str) -> None:
+    """Whether two cells that are paired image by image have scored the same images.
+
+    Args:
+        one: "labels" and "groups", (N,) each.
+        two: the other's.
+        names: whose they are, for people.
+
+    Raises:
+        ConfigurationError: other labels, other groups, or in another order.
+    """
+    for name in ("labels", "groups"):
+        if not np.array_equal(one[name], two[name]):
+            raise ConfigurationError(
+                f"{names}: the {name} of the scored images differ, so that they cannot be paired; remove the folders "
+                "of both cells and run them again"
+            )
 
 
 def check_source(

@@ -64,6 +64,23 @@ def test_apga_makes_no_table_of_two_data_sets_either(tmp_path: Path) -> None:
         augmentation_output.write_analysis(grid, tmp_path)
 
 
+@pytest.mark.parametrize("what", ["labels", "groups"])
+def test_cells_that_have_scored_other_images_are_not_paired(what: str, out: Path, tmp_path: Path) -> None:
+    def reversed_in(file: Path) -> None:
+        found = load_file(file)
+        save_file({**found, what: found[what][::-1].copy()}, file)
+
+    reversed_in(out / "runs/tiny/seed1/random/predictions.safetensors")
+    with pytest.raises(ConfigurationError, match=rf"seed1/random and .*seed1/none: the {what} of the scored images"):
+        write_analysis(Grid(out / "runs", QUICK.cells()), out)
+    grid = Grid(tmp_path / "apga", cells([sweep("none", "random", seeds=[0, 1])], Training(updates=2, batch=8)))
+    grid.run(say=ignore)
+    (random,) = [name for name in grid.cells if "seed1/random" in name]
+    reversed_in(grid.root / random / "predictions.safetensors")
+    with pytest.raises(ConfigurationError, match=rf"seed 1, (none|random) and (none|random): the {what} of the scored"):
+        augmentation_output.write_analysis(grid, tmp_path)
+
+
 @pytest.mark.parametrize("benchmark", ["apga", "intelligent-masking"])
 def test_replaced_pictures_are_noticed(benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = busi.write_example(tmp_path, n_per_class=30)

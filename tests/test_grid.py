@@ -297,9 +297,9 @@ def test_arguments_that_cannot_be(tmp_path: Path, wrong: dict[str, Any], said: s
 
 
 def test_finished_cells_of_another_call_are_named(tmp_path: Path) -> None:
-    large = Grid(tmp_path, [cell("x/2", n=1), cell("x/1", n=1), cell("y", n=1), cell("bad", "fail")])
+    large = Grid(tmp_path, [cell("x/2", x=1), cell("x/1", x=1), cell("y", x=1), cell("bad", "words")])
     assert large.others() == []
-    large.run(say=lambda line: None)
+    assert large.run(say=str)["bad"] == "failed"
     assert large.others() == []
     # What failed has no figures that anybody could miss.
-    assert Grid(tmp_path, [cell("x/2", n=1)]).others() == ["x/1", "y"]
+    assert Grid(tmp_path, [cell("x/2", x=1)]).others() == ["x/1", "y"]

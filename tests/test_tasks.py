@@ -13,7 +13,7 @@ import pytest
 
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.tasks import Task, check_classes, check_data, check_source, parts, write_data
-from maskaug.envs import busi
+from maskaug.envs import busi, mura
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 
@@ -84,6 +84,14 @@ def test_folds_of_too_few_images_are_named(tmp_path: Path, folds: int, share: fl
 def test_a_folder_that_cannot_be_read_is_named_with_its_task(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"task bones, seed 3, train images: .*nowhere"):
         parts(Task("bones", "MaskAug-MURA-v0", {"root": str(tmp_path / "nowhere")}), None, 3)
+
+
+def test_an_example_in_which_a_seed_leaves_a_part_empty_says_why(tmp_path: Path) -> None:
+    root = mura.write_example(tmp_path)
+    task = Task("humerus", "MaskAug-MURA-v0", {"root": str(root), "body_part": "humerus", "image_size": 40})
+    assert len(parts(task, None, 0)["val"]) > 0
+    with pytest.raises(DatasetError, match=r"task humerus, seed 1, val images: .*complete the folder .*whole patients"):
+        parts(task, None, 1)
 
 
 def test_a_class_that_is_not_scored_is_refused() -> None:
