@@ -77,7 +77,7 @@ def test_cells_that_have_scored_other_images_are_not_paired(what: str, out: Path
     grid.run(say=ignore)
     (random,) = [name for name in grid.cells if "seed1/random" in name]
     reversed_in(grid.root / random / "predictions.safetensors")
-    with pytest.raises(ConfigurationError, match=rf"seed 1, (none|random) and (none|random): the {what} of the scored"):
+    with pytest.raises(ConfigurationError, match=rf"seed 1, .* and .*: the {what} of the scored"):
         augmentation_output.write_analysis(grid, tmp_path)
 
 
