@@ -38,7 +38,7 @@ TITLES = {
     "grad_cam": "Grad-CAM",
     "input_gradient": "|input × gradient|",
     "end_to_end": "end-to-end",
-    "apga_published": "APGA as published",
+    "apga_published": "APGA, published loss",
     "apga": "APGA",
     "ppo": "PPO",
     "distilled": "distilled",
@@ -63,13 +63,18 @@ class Training:
 
     Attributes:
         judge: "small" or "densenet169": the network of judges and classifiers.
-        updates: of every classifier, and of the judge.
+        updates: of every classifier.
         batch: images an update.
-        lr: peak learning rate of both, see `maskaug.envs.pretrain.FitSettings`; the joint setting has the game's own.
+        lr: peak learning rate of both, see `maskaug.envs.pretrain.FitSettings`; the joint setting has `joint_lr`.
         timesteps: masks that a masker which plays has judged.
         num_envs: images a batch, of maskers.
         fill: what hidden pixels become in the second view: "zero", "mean" or "blur".
         joint_updates: of the judge in the joint setting.
+        judge_updates: of the judge that maskers ask, of the distilled masker's own ones, and of the referee; None: as
+            `updates`. No masker can know more than its judge.
+        joint_lr: learning rate of the judge in the joint setting.
+        published: whether the arm "apga_published" also has the paper's network, learning rate and views, for images
+            whose sides are multiples of 32, and not its loss alone; its masks are whole cells all the same.
         device: where everything runs; "auto" is decided where a cell runs.
     """
 
@@ -81,18 +86,27 @@ class Training:
     num_envs: int = 32
     fill: str = "zero"
     joint_updates: int = 400
+    judge_updates: int | None = None
+    joint_lr: float = 1e-3
+    published: bool = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.judge not in JUDGES:
             raise ConfigurationError(f"judge={self.judge!r} is no classifier; use one of {', '.join(JUDGES)}")
-        if not 0 < self.lr < math.inf:
-            raise ConfigurationError(f"lr={self.lr} must be a finite number above 0")
-        for name in ("updates", "batch", "timesteps", "num_envs", "joint_updates"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("lr", "joint_lr"):
+            if not 0 < (rate := getattr(self, name)) < math.inf:
+                raise ConfigurationError(f"{name}={rate} must be a finite number above 0")
+        for name in ("updates", "batch", "timesteps", "num_envs", "joint_updates", "judge_updates"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigurationError(f"{name}={value} must be at least 1")
         if self.fill not in ("zero", "mean", "blur"):
             raise ConfigurationError(f"fill={self.fill!r} is no filling of second views; use zero, mean or blur")
+
+    @property
+    def updates_of_judge(self) -> int:
+        """How long judge and referee learn."""
+        return self.updates if self.judge_updates is None else self.judge_updates
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from maskaug.agents.sb3_agent import SB3Agent
 from maskaug.agents.sb3_defaults import DEFAULTS
 from maskaug.benchmarks.augmentation import Training
 from maskaug.benchmarks.joint import Hiding, Player, nothing_hidden
-from maskaug.benchmarks.presets import apga_play
+from maskaug.benchmarks.presets import APGA_PRESETS, apga_play
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.masking import cells_for_area, cells_to_mask, filler, hide, keep, top_cells
@@ -63,7 +63,7 @@ def masker(arm: str, train: ImageDataset, judge: nn.Module | None, grid: int, tr
     def play(**keywords: Any) -> MaskVectorEnv:
         return game(train, judge, grid, training, **keywords)
 
-    published = {"loss": "published"}
+    published = published_settings(training)
     asking: Mapping[str, Callable[[], Any]] = {
         "grad_cam": lambda: GradCAM(spec, judge, seed=seed),
         "input_gradient": lambda: InputGradient(spec, judge),
@@ -75,13 +75,18 @@ def masker(arm: str, train: ImageDataset, judge: nn.Module | None, grid: int, tr
             algorithm="ppo", seed=seed, device=training.device,
         ),
         "distilled": lambda: Distilled(
-            play(fill="blur"), seed=seed, device=training.device, judges=4, judge_updates=training.updates
+            play(fill="blur"), seed=seed, device=training.device, judges=4, judge_updates=training.updates_of_judge
         ),
     }  # fmt: skip
     made = asking[arm]()
     if arm == "distilled":
-        return made.learn(4 * training.updates * FitSettings().batch_size + training.timesteps)
+        return made.learn(4 * training.updates_of_judge * FitSettings().batch_size + training.timesteps)
     return made.learn(training.timesteps) if hasattr(made, "learn") else made
+
+
+def published_settings(training: Training) -> dict[str, Any]:
+    """Of the agent of the arm "apga_published": the paper's loss, or all that its preset has."""
+    return dict(APGA_PRESETS["published"].settings) if training.published else {"loss": "published"}
 
 
 def kept_cells(scores: Scores, hidden: float) -> Tensor:
@@ -142,12 +147,13 @@ def drawn_view(arm: str, images: ImageDataset, grid: int, hidden: float, fill: s
     return view
 
 
-def joint_player(arm: str, hidden: float) -> tuple[Player, dict[str, Any]]:
+def joint_player(arm: str, hidden: float, training: Training) -> tuple[Player, dict[str, Any]]:
     """Who chooses the masks of an arm of the joint setting, and the keywords of its game.
 
     Args:
         arm: of `maskaug.benchmarks.augmentation.JOINT`.
         hidden: share of the image that aiding views hide.
+        training: how.
     """
 
     def spec(env: MaskVectorEnv) -> GridSpec:
@@ -160,7 +166,9 @@ def joint_player(arm: str, hidden: float) -> tuple[Player, dict[str, Any]]:
         "cutout": lambda env, seed: Hiding(Cutout(spec(env), seed)),
         "centre": lambda env, seed: FixedMask.centre(spec(env)),
         "apga": lambda env, seed: APGA(env, seed=seed, device=env.game.device),
-        "apga_published": lambda env, seed: APGA(env, seed=seed, device=env.game.device, loss="published"),
+        "apga_published": lambda env, seed: APGA(
+            env, seed=seed, device=env.game.device, **published_settings(training)
+        ),
         "ppo": lambda env, seed: SB3Agent(env, algorithm="ppo", seed=seed, device=env.game.device),
     }
     if arm == "cutout":

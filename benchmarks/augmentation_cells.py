@@ -51,6 +51,18 @@ DRAWS = 2
 Inputs = Mapping[str, Path]
 
 
+def divided_for(task: Task, shots: int | None, seed: int, split: str) -> dict[str, ImageDataset]:
+    """`parts` of one repetition, "test" being what is scored: with split="val" one half of the validation images.
+
+    The other half chooses every classifier's best moment: images that choose are not reported.
+    """
+    divided = parts(task, shots, seed)
+    if split == "test":
+        return divided
+    half = divided["val"].splits(seed, (0.5, 0.5))
+    return {**divided, "val": divided["val"].subset(half == 0, "val"), "test": divided["val"].subset(half == 1, "val")}
+
+
 class _Cell:
     """What every cell begins with: its settings as objects, and its images."""
 
@@ -58,8 +70,8 @@ class _Cell:
         self.task, self.training = Task(**config["task"]), Training(**config["training"])
         self.seed: int = config["seed"]
         self.split: str = config["split"]
-        self.parts = parts(self.task, config["shots"], self.seed)
-        self.train, self.scored = self.parts["train"], self.parts[self.split]
+        self.parts = divided_for(self.task, config["shots"], self.seed, self.split)
+        self.train, self.scored = self.parts["train"], self.parts["test"]
         self.device = resolve_device(self.training.device)
         assert self.scored.labels is not None
         if missing := [c for i, c in enumerate(self.scored.class_names) if i not in self.scored.labels]:
@@ -79,8 +91,8 @@ class _Cell:
     def fit(self, network: nn.Module, train: ImageDataset, **more: Any) -> float:
         """Train `network` in place; the CPU seconds that it took."""
         t = self.training
-        batch = more.pop("batch", t.batch)
-        settings = FitSettings(updates=t.updates, batch_size=batch, lr=t.lr, seed=self.seed)
+        batch, updates = more.pop("batch", t.batch), more.pop("updates", t.updates)
+        settings = FitSettings(updates=updates, batch_size=batch, lr=t.lr, seed=self.seed)
         began = time.process_time()
         fit_classifier(network, train, self.parts["val"], settings, clean=True, device=self.device, **more)
         return time.process_time() - began
@@ -118,7 +130,7 @@ def referee(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str
 
 def _judge(cell: _Cell, folder: Path, first_weights: int) -> dict[str, float]:
     network = cell.network(first_weights)
-    seconds = cell.fit(network, cell.train)
+    seconds = cell.fit(network, cell.train, updates=cell.training.updates_of_judge)
     save_judge(folder / JUDGE, network)
     return {**cell.score(network, folder), "cpu_s": seconds}
 
@@ -187,11 +199,14 @@ def joint(config: Mapping[str, Any], folder: Path, inputs: Inputs) -> dict[str, 
     """Judge and masker learn along; the judge is scored."""
     cell = _Cell(config, folder)
     arm, training = config["arm"], cell.training
-    player, keywords = arms.joint_player(arm, config["hidden"])
+    player, keywords = arms.joint_player(arm, config["hidden"], training)
     found = train_joint(
         player, cell.train, cell.parts["val"], updates=training.joint_updates, checks=min(10, training.joint_updates),
         batch=training.batch, seed=cell.seed, device=cell.device,
-        env={"grid": cell.grid, "fill": training.fill, "reward_model": cell.network(3), **keywords},
+        env={
+            "grid": cell.grid, "fill": training.fill, "reward_model": cell.network(3), "judge_lr": training.joint_lr,
+            **keywords,
+        },
     )  # fmt: skip
     return {**cell.score(found.judge, folder), **found.figures}
 

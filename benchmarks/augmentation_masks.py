@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks.augmentation import TITLES
-from maskaug.benchmarks.augmentation_analysis import ALONE, DRAWS, METHOD, budget_of
+from maskaug.benchmarks.augmentation_analysis import ALONE, DRAWS, METHOD, budget_of, scored_on
 from maskaug.benchmarks.augmentation_cells import CURVES
 from maskaug.benchmarks.clustered_means import clustered_mean_difference
 from maskaug.benchmarks.grid import Cell
@@ -50,14 +50,14 @@ def masks_tables(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mappin
     tables = []
     for (task, shots), arms in found.items():
         own = {arm: arms[arm] for arm in TITLES if arm in arms}
-        title = f"{task}, {budget_of(shots)}"
         first = next(iter(next(iter(own.values())).values()))
+        title = f"{task}, {budget_of(shots)}{scored_on(first.config['split'])}"
         source = read_json(Path(root) / first.name / DATA)["source"]
         folds = first.config["task"]["folds"]
         stand_in = source == "synthetic" and first.config["task"]["env_id"] != "MaskAug-Synthetic-v0"
         tables += [
             _at_equal_area(title, own, figures, stand_in),
-            _curves(Path(root), title, own, figures, bool(source != "synthetic" or folds), stand_in),
+            _curves(Path(root), title, own, figures, folds if folds or source == "synthetic" else None, stand_in),
         ]
     return tables
 
@@ -90,8 +90,9 @@ def _at_equal_area(title: str, found: _Found, figures: Mapping[str, Mapping[str,
 
 
 def _curves(
-    root: Path, title: str, found: _Found, figures: Mapping[str, Mapping[str, float]], shared: bool, stand_in: bool
+    root: Path, title: str, found: _Found, figures: Mapping[str, Mapping[str, float]], folds: int | None, stand_in: bool
 ) -> Table:
+    # `folds`: of one data set; 0: every seed has images of its own; None: all seeds test the same images.
     told: set[str] = set()
     values = {
         arm: {seed: _values(root / cell.name, figures[cell.name], told) for seed, cell in seeds.items()}
@@ -107,7 +108,7 @@ def _curves(
             row: list[Any] = [TITLES[arm], name, len(seeds if other is None else seeds.keys() & values[other].keys())]
             for curve in CURVE_NAMES:
                 try:
-                    interval = _difference(seeds, None if other is None else values[other], curve, shared)
+                    interval = _difference(seeds, None if other is None else values[other], curve, folds)
                 except ConfigurationError as error:
                     told.add(f"No interval: {error}")
                     interval = None
@@ -116,7 +117,9 @@ def _curves(
             rows.append(row)
     note = (
         "Areas under the curves of a classifier that was not the judge, on held-out images: of deletion less is "
-        "better, of insertion more. Differences with 95 % intervals, clustered by seed and group; what is called "
+        "better, of insertion more. Differences with 95 % intervals, clustered by seed and group"
+        + (f", the variance over n folds counting 1/n + {1 / (folds - 1):.2f}" if folds else "")
+        + "; what is called "
         f"neither better nor worse is not established. {ALONE}" + "".join(f" {reason}." for reason in sorted(told))
     )
     columns = ["ranking", "against", "seeds", *CURVE_NAMES]
@@ -134,7 +137,7 @@ def _values(folder: Path, figures: Mapping[str, float], told: set[str]) -> Mappi
     return {name: np.array([value]) for name, value in figures.items()}
 
 
-def _difference(own: _Values, other: _Values | None, curve: str, shared: bool) -> Interval | None:
+def _difference(own: _Values, other: _Values | None, curve: str, folds: int | None) -> Interval | None:
     """Of a ranking − random ones of the same images, or − another arm's; None with fewer than two seeds in common."""
     seeds = [seed for seed in own if other is None or seed in other]
     if len(seeds) < 2:
@@ -142,7 +145,9 @@ def _difference(own: _Values, other: _Values | None, curve: str, shared: bool) -
     mine = [own[seed] for seed in seeds]
     theirs, whose = (mine, "random") if other is None else ([other[seed] for seed in seeds], "own")
     pairs = [(m[f"{curve}.own"], t[f"{curve}.{whose}"]) for m, t in zip(mine, theirs, strict=True)]
+    # Folds share training images.
+    test_share = 1 / (folds - 1) if folds else 0.0
     if not all("groups" in values for values in (*mine, *theirs)):
-        return Interval(*paired_interval([float(m.mean() - t.mean()) for m, t in pairs]))
+        return Interval(*paired_interval([float(m.mean() - t.mean()) for m, t in pairs], test_share=test_share))
     runs = [(values["groups"], *pair) for values, pair in zip(mine, pairs, strict=True)]
-    return clustered_mean_difference(runs, shared=shared, method=METHOD, draws=DRAWS)
+    return clustered_mean_difference(runs, shared=folds != 0, method=METHOD, draws=DRAWS, test_share=test_share)

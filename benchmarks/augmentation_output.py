@@ -16,7 +16,8 @@ from maskaug.benchmarks import augmentation_analysis as analysis
 from maskaug.benchmarks.augmentation import PLAIN, TITLES
 from maskaug.benchmarks.augmentation_analysis import Block, Result, title_of
 from maskaug.benchmarks.augmentation_arms import PLAYED_AREA
-from maskaug.benchmarks.augmentation_cells import SCORES
+from maskaug.benchmarks.augmentation_cells import SCORES, divided_for
+from maskaug.benchmarks.augmentation_comparisons import over_tasks, table
 from maskaug.benchmarks.augmentation_masks import masks_tables
 from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
 from maskaug.benchmarks.forest import Compared, difference_map, forest
@@ -24,7 +25,7 @@ from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.benchmarks.tasks import Task, check_data, parts
+from maskaug.benchmarks.tasks import Task, check_data
 from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture
@@ -47,12 +48,16 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     blocks = list(analysis.blocks(found))
     state = list(grid.status().values())
     unfinished = "" if set(state) <= {"done"} else grid.say()
-    tables = [analysis.table(block) for block in blocks]
-    across = [t for some in _across(blocks) if (t := analysis.over_tasks(some)) is not None]
+    tables = [table(block) for block in blocks]
+    across = [t for some in _across(blocks) if (t := over_tasks(some)) is not None]
     tables = [*across, *published_tables(blocks), *budget_tables(blocks), *tables]
     tables += masks_tables(grid.root, cells, figures)
-    tables = [Table(t.title, t.columns, t.rows, t.note, unfinished, t.stand_in) for t in tables]
+    besides = _besides(grid)
+    tables = [Table(t.title, t.columns, t.rows, t.note + besides, unfinished, t.stand_in) for t in tables]
     out.mkdir(parents=True, exist_ok=True)
+    # What an earlier call with more arms or seeds drew would stand beside tables that know nothing of it.
+    for old in (*out.glob("forest-*.png"), *out.glob("map-*.png"), out / GALLERY):
+        old.unlink(missing_ok=True)
     write_tables(out / TABLES, tables)
     text = "\n\n".join(table.markdown() for table in tables) + "\n"
     write_text(out / "tables.md", text)
@@ -64,16 +69,22 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     return tables
 
 
+def _besides(grid: Grid) -> str:
+    held = {path.parent.relative_to(grid.root).as_posix() for path in grid.root.rglob("results.json")}
+    more = len(held - set(grid.cells))
+    return f" Without {more} more runs in {grid.root.name}/, which this call did not ask for." if more else ""
+
+
 def _rows(path: Path, found: Sequence[Result]) -> None:
     names = sorted({name for r in found for name in r.figures})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["task", "shots", "seed", "setting", "arm", "hidden", *names])
+        writer.writerow(["task", "shots", "seed", "setting", "split", "arm", "hidden", *names])
         for r in found:
             setting = "joint" if r.joint else "decoupled"
             shots, hidden = ("all" if r.shots is None else r.shots), ("" if r.hidden is None else r.hidden)
             values = [r.figures.get(name, "") for name in names]
-            writer.writerow([r.task, shots, r.seed, setting, r.arm, hidden, *values])
+            writer.writerow([r.task, shots, r.seed, setting, r.split, r.arm, hidden, *values])
 
 
 def _across(blocks: Sequence[Block]) -> list[list[Block]]:
@@ -130,7 +141,7 @@ def _gallery(grid: Grid, figures: Mapping[str, Any], out: Path) -> None:
         return
     first = done[0].config
     same = [c for c in done if all(c.config[k] == first[k] for k in ("task", "shots", "seed", "split"))]
-    images = parts(Task(**first["task"]), first["shots"], first["seed"])[first["split"]]
+    images = divided_for(Task(**first["task"]), first["shots"], first["seed"], first["split"])["test"]
     rows = np.flatnonzero(images.outlined) if images.outlined.any() else np.arange(len(images))
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int))]
     some = images.subset(rows)
@@ -139,10 +150,11 @@ def _gallery(grid: Grid, figures: Mapping[str, Any], out: Path) -> None:
         scores = load_file(grid.root / cell.name / SCORES)["scored"][rows]
         best = top_cells(torch.from_numpy(scores), cells_for_area(PLAYED_AREA, scores.shape[1]))
         masks[TITLES[cell.config["arm"]]] = cells_to_mask(best, *some.shape[1:]).numpy()
+    scored = analysis.scored_on(first["split"])
     budget = analysis.budget_of(first["shots"])
     write_gallery(
         out / GALLERY, np.array(some.images), masks, None if some.regions is None else np.array(some.regions),
-        names=list(some.names), title=f"{first['task']['name']}, {budget}, seed {first['seed']}: masks of 25 %",
+        names=list(some.names), title=f"{first['task']['name']}, {budget}, seed {first['seed']}{scored}: masks of 25 %",
         stand_in=some.source == "synthetic" and first["task"]["env_id"] != "MaskAug-Synthetic-v0",
     )  # fmt: skip
 

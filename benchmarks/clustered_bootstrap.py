@@ -68,6 +68,7 @@ def clustered_difference(
     draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    test_share: float = 0.0,
 ) -> Interval:
     """The first arm − the second, mean over the runs, with an interval over runs and groups.
 
@@ -86,7 +87,8 @@ def clustered_difference(
     and pigeonhole: 5 and 6 % where patients differ, 6 and 7 % where runs do too (ten runs of 40 patients); 5 and 16 %
     where four runs differ and patients do not; 2 and 0.1 % where neither does.
 
-    Neither can know that training sets overlap: with splits of one data set see also `paired_interval`'s `test_share`.
+    Neither can know that training sets overlap. With splits of one data set give `test_share`: V(runs) is then
+    s²·(1/n + test ÷ train) instead of s²/n (Nadeau & Bengio, Machine Learning 52, 2003, eq. 9), as `paired_interval`'s.
 
     A run in which a class drew no weight has no such metric (accuracy has) and is left out of that draw.
 
@@ -101,13 +103,15 @@ def clustered_difference(
         draws: how many resamples.
         confidence: of the interval.
         seed: of the resamples; the same seed draws the same runs and groups for all arms and metrics.
+        test_share: tested images ÷ all others where the runs split the same images anew: 1 ÷ (k − 1) with k folds; 0
+            where each has images of its own. "two-way" only.
 
     Raises:
         ConfigurationError: fewer than two runs, or than two groups in one; arrays that do not fit together; a class
             that a run does not test; or one in so few groups that most draws miss it.
     """
     scored = [scored_pair(i, run, metric) for i, run in enumerate(runs)]
-    return interval_of(scored, shared, method, draws, confidence, seed)
+    return interval_of(scored, shared, method, draws, confidence, seed, test_share)
 
 
 def clustered_metric(
@@ -119,6 +123,7 @@ def clustered_metric(
     draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    test_share: float = 0.0,
 ) -> Interval:
     """One arm's metric, mean over the runs, with an interval over runs and groups.
 
@@ -130,7 +135,7 @@ def clustered_metric(
     for i, run in enumerate(runs):
         labels, groups, (probabilities,) = _checked(i, metric, run[0], run[1], run[2:])
         scored.append(ScoredRun(groups, partial(measure, labels, probabilities)))
-    found = interval_of(scored, shared, method, draws, confidence, seed)
+    found = interval_of(scored, shared, method, draws, confidence, seed, test_share)
     return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
@@ -145,13 +150,23 @@ def _difference(measure: Measure, labels: Labels, first: Array, second: Array, w
 
 
 def interval_of(
-    runs: Sequence[ScoredRun], shared: bool, method: Method, draws: int, confidence: float, seed: int
+    runs: Sequence[ScoredRun],
+    shared: bool,
+    method: Method,
+    draws: int,
+    confidence: float,
+    seed: int,
+    test_share: float = 0.0,
 ) -> Interval:
     """What `clustered_difference` says of its figures, said of any others."""
     if len(runs) < 2:
         raise ConfigurationError(f"an interval over runs needs at least two, got {len(runs)}; run more seeds or splits")
     if method not in ("two-way", "pigeonhole"):
         raise ConfigurationError(f"method={method!r} must be 'two-way' or 'pigeonhole'")
+    if not 0 <= test_share < math.inf:
+        raise ConfigurationError(f"test_share={test_share} must be a finite number of at least 0")
+    if test_share and method != "two-way":
+        raise ConfigurationError(f"test_share={test_share} corrects method='two-way'; leave it out, or use that")
     kinds = {run.groups.dtype.kind for run in runs}
     if len(kinds) > 1:
         raise ConfigurationError("groups are integers in some runs and strings in others; name them alike in all")
@@ -166,7 +181,7 @@ def interval_of(
     values, sizes = _draw_groups(runs, False, draws, of_cells)
     for known in np.isfinite(values).T:
         _check_known(known)
-    by_run = float(points.var(ddof=1)) / len(runs)
+    by_run = float(points.var(ddof=1)) * (1 / len(runs) + test_share)
     by_cell = float(np.sum(np.nanvar(values, axis=0, ddof=1) * _unbiased(sizes))) / len(runs) ** 2
     by_group, groups = by_cell, sum(sizes)
     if shared:

@@ -23,6 +23,7 @@ def clustered_mean_difference(
     draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    test_share: float = 0.0,
 ) -> Interval:
     """First − second, the mean over the runs of the mean over their images, with an interval over runs and groups.
 
@@ -34,12 +35,14 @@ def clustered_mean_difference(
         draws: how many resamples.
         confidence: of the interval.
         seed: of the resamples.
+        test_share: tested images ÷ all others where the runs split the same images anew.
 
     Raises:
         ConfigurationError: fewer than two runs, or than two groups in one; arrays that do not fit together, or hold
             what is not finite.
     """
-    return interval_of([_scored(i, *run) for i, run in enumerate(runs)], shared, method, draws, confidence, seed)
+    scored = [_scored(i, *run) for i, run in enumerate(runs)]
+    return interval_of(scored, shared, method, draws, confidence, seed, test_share)
 
 
 def clustered_task_difference(
@@ -51,6 +54,7 @@ def clustered_task_difference(
     draws: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    test_share: float = 0.0,
 ) -> Interval:
     """First − second, the mean over runs and tasks, with an interval over runs and groups.
 
@@ -66,6 +70,7 @@ def clustered_task_difference(
         draws: how many resamples.
         confidence: of the interval.
         seed: of the resamples.
+        test_share: tested images ÷ all others where the runs split the same images anew.
 
     Raises:
         ConfigurationError: seeds with different numbers of tasks, or none; and as `clustered_difference`.
@@ -73,7 +78,7 @@ def clustered_task_difference(
     if not runs or not runs[0] or len({len(tasks) for tasks in runs}) > 1:
         raise ConfigurationError(f"every seed must have the same tasks, got {[len(tasks) for tasks in runs]} of them")
     scored = [_together([scored_pair(i, task, metric) for task in tasks]) for i, tasks in enumerate(runs)]
-    return interval_of(scored, shared, method, draws, confidence, seed)
+    return interval_of(scored, shared, method, draws, confidence, seed, test_share)
 
 
 def _scored(number: int, groups: Any, first: Any, second: Any) -> ScoredRun:

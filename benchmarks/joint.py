@@ -84,7 +84,8 @@ class Joint:
             statistics of clean training images.
         player: who chose the masks; an agent with what it predicted with at that moment.
         figures: "val.loss", "val.accuracy" and, where it is finite, "val.auroc" of that moment; "update", which it was;
-            "updates", learnt in all; "timesteps", masks that were judged for them; "cpu_s".
+            "updates", learnt in all; "timesteps", masks that were judged for them; "hidden_share", the mean share of
+            the image that these left unselected, and aiding views hide; "cpu_s".
         curve: the same scores at every moment: {"update", "loss", "accuracy", "auroc"} each.
     """
 
@@ -109,12 +110,14 @@ class _Watched(MaskVectorEnv):
         self.player: Agent | Heuristic | None = None
         self.patience = Patience(len(moments))
         self.curve: list[dict[str, float]] = []
+        self.shown: list[float] = []
         self._judge: dict[str, Tensor] = {}
         self._masker: dict[str, Tensor] = {}
         self._best_update = 0
 
     def step(self, actions: Any) -> Any:
         """See `MaskVectorEnv.step`."""
+        self.shown.append(float(self.game.rule.to_cells(actions, self.num_envs).double().mean()))
         result = super().step(actions)
         update = self.game.reward_model.version
         # Several steps may pass without an update, and none has two: all slots are one batch.
@@ -219,6 +222,7 @@ def train_joint(
         )
     figures = watched.put_best()
     figures |= {"updates": float(updates), "timesteps": float(timesteps), "cpu_s": time.process_time() - began}
+    figures["hidden_share"] = 1 - float(np.mean(watched.shown))
     judge = reestimate_statistics(game.reward_model.model, train.images, batch=at_once(*train.shape[1:])).eval()
     watched.close()
     return Joint(judge, watched.player, figures, watched.curve)

@@ -106,6 +106,18 @@ def iqm(scores: Scores) -> float:
     return float(ordered[cut : len(ordered) - cut].mean())
 
 
+def mean_of_iqms(scores: Scores) -> float:
+    """The interquartile mean of each task by itself, and the mean of these: for tasks that are not equally hard.
+
+    Args:
+        scores: (R, T), or T arrays (R_t,).
+
+    >>> mean_of_iqms(np.array([[0.0, 0.4], [0.6, 9.0]]))
+    2.5
+    """
+    return float(np.mean([iqm([task]) for task in _tasks(scores, 1)]))
+
+
 def stratified_bootstrap(
     scores: Scores,
     statistic: Callable[[Any], float] = iqm,

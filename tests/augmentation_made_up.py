@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from maskaug.benchmarks import augmentation_cells
 from maskaug.benchmarks.augmentation import SWAPPED
+from maskaug.benchmarks.augmentation_analysis import ITSELF
 from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, PREDICTIONS, SCORES
 from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.tasks import DATA
@@ -34,7 +35,7 @@ def make_up(
 
     def classifier(config: Mapping[str, Any], folder: Path, inputs: object) -> dict[str, float]:
         _data(folder, source)
-        arm = config["arm"] + (SWAPPED if config.get("swapped") else "")
+        arm = config.get("arm", ITSELF) + (SWAPPED if config.get("swapped") else "")
         # Of one seed all arms have the same noise: what differs is the arm.
         rng = np.random.default_rng([config["seed"], len(config["task"]["name"])])
         noise, own = (
@@ -77,10 +78,14 @@ def make_up(
         return {"auroc": 0.7}
 
     for name, work in (
-        ("classifier", classifier), ("joint", classifier), ("masks", masks), ("judge", network), ("referee", network),
+        ("classifier", classifier), ("joint", classifier), ("judge", classifier), ("masks", masks),
+        ("referee", network),
     ):  # fmt: skip
         monkeypatch.setattr(augmentation_cells, name, work)
 
 
 def _data(folder: Path, source: str) -> None:
-    write_json(folder / DATA, {"name": "made up", "source": source, "licence": "none", "citation": ""})
+    write_json(folder / DATA, {
+        "name": "made up", "source": source, "licence": "none", "citation": "",
+        "images": {"train": 12, "val": 34, "test": IMAGES}, "shape": [1, 40, 40],
+    })  # fmt: skip

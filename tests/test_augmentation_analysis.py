@@ -12,20 +12,24 @@ import numpy as np
 import pytest
 from augmentation_grid import HERE, QUICK, TOYS, sweep
 from augmentation_made_up import make_up
+from safetensors.numpy import load_file, save_file
 
 from maskaug.benchmarks import augmentation_analysis as analysis
+from maskaug.benchmarks import augmentation_output as output
 from maskaug.benchmarks.augmentation import SWAPPED, Sweep, cells
-from maskaug.benchmarks.augmentation_analysis import Block, blocks, over_tasks, results, table, title_of
-from maskaug.benchmarks.augmentation_cells import CURVES
+from maskaug.benchmarks.augmentation_analysis import ITSELF, Block, blocks, results, title_of
+from maskaug.benchmarks.augmentation_cells import CURVES, PREDICTIONS
+from maskaug.benchmarks.augmentation_comparisons import over_tasks, table
 from maskaug.benchmarks.augmentation_masks import CURVE_NAMES, masks_tables
 from maskaug.benchmarks.augmentation_output import write_analysis
 from maskaug.benchmarks.augmentation_presets import PUBLISHED
 from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
 from maskaug.benchmarks.clustered_bootstrap import clustered_difference
 from maskaug.benchmarks.grid import Grid, run_cell
-from maskaug.benchmarks.statistics import Interval, verdict
+from maskaug.benchmarks.statistics import Interval, mean_of_iqms, verdict
 from maskaug.benchmarks.tables import Table, read_tables
 from maskaug.benchmarks.tasks import Task
+from maskaug.envs.errors import ConfigurationError
 
 SEEDS = tuple(range(4))
 ARMS = ("none", "none_twice", "random", "cutout", "grad_cam", "apga", "oracle")
@@ -64,10 +68,12 @@ def test_arms_are_compared_within_one_budget_share_and_setting(made_up: None, tm
     found = {(b.shots, b.hidden, b.joint): b for b in blocks_of(grid)}
     assert set(found) == {(s, h, False) for s in (6, None) for h in (0.25, 0.6)} | {(6, h, True) for h in (0.25, 0.6)}
     for (shots, hidden, joint), block in found.items():
-        assert list(block.runs) == ["none", "random", *([] if joint else ["apga", f"apga{SWAPPED}"])]
+        assert list(block.runs) == (
+            ["none", "random"] if joint else ["none", ITSELF, "random", "apga", f"apga{SWAPPED}"]
+        )
         for arm, runs in block.runs.items():
             assert {(r.shots, r.joint) for r in runs.values()} == {(shots, joint)}
-            assert arm == "none" or {r.hidden for r in runs.values()} == {hidden}
+            assert arm in ("none", ITSELF) or {r.hidden for r in runs.values()} == {hidden}
     assert found[6, 0.25, True].runs["none"][0].folder.name == "joint-none-h25"
     assert found[6, 0.6, False].title == "toys, 6 labels a class, 60% hidden"
     assert found[None, 0.25, False].title == "toys, all labels, 25% hidden"
@@ -75,10 +81,99 @@ def test_arms_are_compared_within_one_budget_share_and_setting(made_up: None, tm
 
 
 def test_a_table_says_whose_share_is_not_exact(made_up: None, tmp_path: Path) -> None:
-    grid = done(tmp_path, sweep("none", "random_erasing", "ppo"), sweep("none", "cutout", "ppo", joint=True))
-    apart, along = (table(block).note for block in blocks_of(grid))
-    assert ("Random erasing" in apart, "PPO choose" in apart) == (True, False)
-    assert ("Random erasing" in along, "PPO choose" in along) == (False, True)
+    grid = done(
+        tmp_path, sweep("none", "random_erasing", "ppo", hidden=[0.3]), sweep("none", "cutout", "ppo", joint=True),
+        sweep("none", "apga_published", "apga", joint=True, shots=[8]),
+    )  # fmt: skip
+    apart, along, free = (table(block).note for block in blocks_of(grid))
+    assert ("Random erasing" in apart, "PPO chooses" in apart) == (True, False)
+    assert ("Random erasing" in along, "PPO chooses" in along) == (False, True)
+    # 30 % of 25 cells are no whole number of them.
+    assert "Whole cells are hidden: 8 of 25, 32.0%" in apart
+    assert "Whole cells are hidden: 15 of 25, 60.0%" in along
+    # The published reward has no price of the area, and APGA's judge learns from the best of several tries.
+    assert ("PPO" in free, "APGA, published loss, is free" in free, "best-rewarded of 4" in free) == (False, True, True)
+    assert "best-rewarded" not in along
+
+
+def test_a_table_says_which_labels_were_used_besides_the_few(made_up: None, tmp_path: Path) -> None:
+    few, whole = (table(b).note for b in blocks_of(done(tmp_path, sweep("none", "random", shots=[6, None]))))
+    assert "6 labels a class are what is trained on" in few
+    assert "34 labelled images besides" in few
+    assert "besides" not in whole
+
+
+@pytest.mark.parametrize(
+    ("seeds", "known", "warned"), [(2, False, True), (4, False, True), (5, True, True), (10, True, False)]
+)
+def test_few_seeds_have_no_interval_of_resampled_seeds(
+    seeds: int, known: bool, warned: bool, made_up: None, tmp_path: Path
+) -> None:
+    tasks = [TOYS, dataclasses.replace(TOYS, name="toys-two")]
+    found = blocks_of(done(tmp_path, sweep("none", "random", "cutout", tasks=tasks, seeds=range(seeds))))
+    shown, across = table(found[0]), over_tasks(found)
+    assert across is not None
+    for name in ("IQM (95 %)", "P(better than random)"):
+        assert (name in shown.columns) == known
+    assert bool(rows_of(across, "mean of IQMs (95 %)")["Cutout"]) == known
+    assert bool(rows_of(across, "P(better than random)")["Cutout"]) == known
+    # Student's t knows how few they are.
+    assert rows_of(shown, "− random (95 %)")["Cutout"] != ""
+    assert [("too short below 10" in note) for note in (shown.note, across.note)] == [warned] * 2
+
+
+def test_arms_that_were_tested_on_different_images_are_no_table(made_up: None, tmp_path: Path) -> None:
+    grid = done(tmp_path, sweep("none", "random", seeds=SEEDS))
+    path = grid.root / "toys/k6/seed1/random-h60" / PREDICTIONS
+    save_file({**load_file(path), "groups": np.arange(80) + 1}, path)
+    (block,) = blocks_of(grid)
+    with pytest.raises(ConfigurationError, match=r"seed 1: 'no masks' and 'random cells' were tested on different"):
+        table(block)
+
+
+def test_the_validation_split_is_in_every_title_note_and_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_up(monkeypatch, "mura")
+    tasks = [bones("forearm"), bones("wrist")]
+    sweeps = [sweep("none", "random", "grad_cam", tasks=tasks, shots=[6, 8], seeds=[0, 1], swapped=False)]
+    notes: dict[str, list[str]] = {}
+    for split in ("val", "test"):
+        grid = Grid(tmp_path / split / "runs", cells(sweeps, QUICK, split))
+        grid.run(say=lambda _: None)
+        monkeypatch.setattr(output, "_gallery", lambda *_: None)
+        shown = write_analysis(grid, tmp_path / split)
+        assert {"validation split" in t.title for t in shown} == {split == "val"}
+        notes[split] = [t.note for t in shown]
+        with (tmp_path / split / "results.csv").open(encoding="utf-8") as file:
+            assert {row["split"] for row in csv.DictReader(file)} == {split}
+    assert sum("chose nothing here" in note for note in notes["test"]) == 2
+    assert not [note for note in notes["val"] if "chose nothing here" in note or "AUROC on held-out" in note]
+    assert not [note for note in notes["test"] if "one half of the validation" in note]
+
+
+def test_the_judge_that_maskers_asked_is_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_up(monkeypatch, strengths={ITSELF: 3.0})
+    tasks = [TOYS, dataclasses.replace(TOYS, name="toys-two")]
+    grid = done(
+        tmp_path, sweep("none", "random", "grad_cam", tasks=tasks, seeds=SEEDS),
+        sweep("none", "random", shots=[8], seeds=SEEDS), sweep("none", "apga", seeds=SEEDS, joint=True),
+    )  # fmt: skip
+    both = blocks_of(grid)
+    asked = [b for b in both if ITSELF in b.runs]
+    # Nobody asks it where all masks are drawn; and in the joint setting the judge is what every row is.
+    assert [(b.task, b.shots, b.joint) for b in asked] == [("toys", 6, False), ("toys-two", 6, False)]
+    shown = table(asked[0])
+    assert [row[0] for row in shown.rows][:3] == ["no masks", "the judge itself", "random cells"]
+    assert rows_of(shown, "against no masks", "against random")["the judge itself"] == ["better", "better"]
+    values = [grid.results()[f"toys/k6/seed{seed}/judge"]["auroc"] for seed in SEEDS]
+    assert rows_of(shown, "AUROC")["the judge itself"] == pytest.approx(np.mean(values))
+    across = over_tasks(asked)
+    assert across is not None
+    assert rows_of(across, "against no masks")["the judge itself"] == "better"
+    assert "for 3 updates (the others: 3)" in shown.note
+    assert not [b for b in both if b not in asked and "judge itself" in table(b).note]
+    longer = Grid(tmp_path / "longer", cells([sweep("none", "apga")], dataclasses.replace(QUICK, judge_updates=9)))
+    longer.run(say=lambda _: None)
+    assert "for 9 updates (the others: 3)" in table(*blocks_of(longer)).note
 
 
 def test_without_second_views_there_is_a_table_all_the_same(made_up: None, tmp_path: Path) -> None:
@@ -105,10 +200,14 @@ def test_whether_seeds_test_the_same_images(
     assert (block.shared, block.stand_in, block.source) == (shared, stand_in, source)
     assert table(block).stand_in == stand_in
     pairs: list[Any] = [block.pair("random", "none", seed) for seed in SEEDS]
+    # What is tested ÷ what is not, of two folds and of five.
+    share = {0: 0.0, 2: 1.0, 5: 0.25}[task.folds]
     right, wrong = (
-        clustered_difference(pairs, shared=s, method=analysis.METHOD, draws=analysis.DRAWS)
+        clustered_difference(pairs, shared=s, method=analysis.METHOD, draws=analysis.DRAWS, test_share=share)
         for s in (shared, not shared)
     )
+    assert ("Nadeau & Bengio" in table(block).note) == bool(share)
+    assert ("training sets overlap they do not know" in table(block).note) == (shared and not share)
     assert block.difference("random", "none") == right != wrong
 
 
@@ -184,7 +283,7 @@ def test_images_that_are_too_few_are_no_interval_and_the_table_says_why(
 
 def test_over_tasks_an_arm_is_compared_on_all_of_them(made_up: None, tmp_path: Path) -> None:
     tasks = [TOYS, dataclasses.replace(TOYS, name="toys-two"), dataclasses.replace(TOYS, name="toys-three")]
-    found = blocks_of(done(tmp_path, sweep(*ARMS, tasks=tasks, seeds=SEEDS), sweep("brightness", tasks=tasks[:1])))
+    found = blocks_of(done(tmp_path, sweep(*ARMS, tasks=tasks, seeds=range(5)), sweep("brightness", tasks=tasks[:1])))
     shown = over_tasks(found)
     assert shown is not None
     words = rows_of(shown, "against no masks", "against random")
@@ -197,6 +296,10 @@ def test_over_tasks_an_arm_is_compared_on_all_of_them(made_up: None, tmp_path: P
     assert text.startswith(Interval(float(value), -1, 1).text().split(" ")[0])
     assert rows_of(shown, "P(better than no masks)")["APGA"].startswith("1.00")
     assert all(b.title in shown.note for b in found)
+    every = [b.values("apga") for b in found]
+    assert rows_of(shown, "mean of IQMs (95 %)")["APGA"].startswith(f"{mean_of_iqms(every):.3f}"[1:])
+    # Every seed has images of its own: no patient is in two tasks.
+    assert "share patients" not in shown.note
     assert over_tasks(found[:1]) is None
 
 
@@ -217,9 +320,11 @@ def bones(part: str) -> Task:
 
 def test_table_1_has_the_published_figures_beside_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_up(monkeypatch, "mura")
-    arms = ("none", "random", "cutout", "grad_cam", "apga_published", "apga")
+    arms = ("none", ITSELF, "random", "cutout", "grad_cam", "apga_published", "apga")
     tasks = [bones("forearm"), bones("wrist")]
-    grid = done(tmp_path, sweep(*arms, tasks=tasks, shots=[None, 6], seeds=[0, 1, 2], swapped=False))
+    grid = done(
+        tmp_path, sweep(*(a for a in arms if a != ITSELF), tasks=tasks, shots=[None, 6], seeds=[0, 1, 2], swapped=False)
+    )
     found = blocks_of(grid)
     whole, few = published_tables(found)
     assert whole.title == "Table 1 (MURA), all labels, 60% hidden"
@@ -230,7 +335,7 @@ def test_table_1_has_the_published_figures_beside_ours(monkeypatch: pytest.Monke
     theirs = {(row[0], row[1]): list(row[6:]) for row in whole.rows}
     values = 100 * found[0].values("apga", "accuracy")
     assert ours["forearm", "APGA"] == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
-    assert theirs["forearm", "APGA as published"] == ["83.44 ± 0.53", 301]
+    assert theirs["forearm", "APGA, published loss"] == ["83.44 ± 0.53", 301]
     assert theirs["wrist", "no masks"] == ["83.28 ± 0.46", 659]
     # What the paper has not, is left empty, and never filled from another row.
     assert theirs["wrist", "APGA"] == theirs["wrist", "random cells"] == [None, None]
@@ -334,9 +439,25 @@ def test_an_unfinished_grid_is_marked_in_every_table_and_a_finished_one_is_not(m
         assert (tmp_path / name).is_file()
     with (tmp_path / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == sum(cell.work.endswith(":classifier") for cell in order)
+    assert len(rows) == sum(cell.work.endswith((":classifier", ":judge")) for cell in order)
     one = next(r for r in rows if (r["arm"], r["shots"], r["seed"], r["hidden"]) == ("apga", "6", "2", "0.25"))
     assert float(one["auroc"]) == grid.results()["toys/k6/seed2/apga-h25"]["auroc"]
+
+
+def test_a_smaller_call_leaves_no_pictures_of_a_larger_one_and_says_what_it_leaves_out(
+    made_up: None, tmp_path: Path
+) -> None:
+    large = [sweep("none", "random", "apga", seeds=SEEDS, shots=[6, 8], hidden=[0.25, 0.6])]
+    done(tmp_path / "runs", *large)
+    grid = Grid(tmp_path / "runs", cells(large, QUICK))
+    assert not [t for t in write_analysis(grid, tmp_path) if "more runs" in t.note]
+    (tmp_path / "mine.png").write_bytes(b"")
+    assert {p.name for p in tmp_path.glob("*.png")} > {"map-toys.png", "forest-toys-8-labels-a-class-25-hidden.png"}
+    small = Grid(tmp_path / "runs", cells([sweep("none", "random", seeds=SEEDS)], QUICK))
+    more = len(grid.cells) - len(small.cells)
+    assert {f"Without {more} more runs in runs/" in t.note for t in write_analysis(small, tmp_path)} == {True}
+    assert {p.name for p in tmp_path.glob("*.png")} == {"mine.png", "forest-toys-6-labels-a-class-60-hidden.png"}
+    assert not list(tmp_path.glob("gallery*"))
 
 
 def test_a_grid_of_which_nothing_is_done_has_no_tables(made_up: None, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from env_helpers import pictures, small
 from torch import Tensor
 
+from maskaug.agents.apga import APGA
+from maskaug.agents.networks import GridPolicy
+from maskaug.agents.ternausnet import TernausNet11
 from maskaug.benchmarks.augmentation import ASKING, DRAWN, JOINT, LOOKING, PLAIN, TITLES, Training
 from maskaug.benchmarks.augmentation_arms import (
     PLAYED_AREA,
@@ -20,7 +24,9 @@ from maskaug.benchmarks.augmentation_arms import (
     kept_cells,
     kept_view,
     masker,
+    published_settings,
 )
+from maskaug.benchmarks.presets import APGA_PRESETS
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.networks import to_float
 
@@ -194,12 +200,28 @@ def test_maskers_play_the_labelled_images_with_a_frozen_judge() -> None:
     assert (env.game.repeat, env.game.rule.area, env.game.rule.cells) == (4, PLAYED_AREA, 6)
 
 
+def test_the_published_arm_has_the_paper_s_loss_alone_or_all_of_its_settings() -> None:
+    whole = dataclasses.replace(QUICK, published=True)
+    assert published_settings(QUICK) == {"loss": "published"}
+    assert published_settings(whole) == APGA_PRESETS["published"].settings
+    data = pictures(8, size=64)
+    for training, network in ((QUICK, GridPolicy), (whole, TernausNet11)):
+        ranker = masker("apga_published", data, small(data), 4, dataclasses.replace(training, timesteps=8), 0)
+        assert (isinstance(ranker.policy, network), ranker.settings.loss) == (True, "published")
+        assert ranker.scores(data.images[:3]).shape == (3, 4, 4)
+        make, keywords = joint_player("apga_published", 0.5, training)
+        env = MaskVectorEnv(4, dataset=data, reward_model=small(data), grid=4, device="cpu", **keywords)
+        player = make(env, 0)
+        assert isinstance(player, APGA)
+        assert isinstance(player.policy, network)
+
+
 # ---- the joint setting -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arm", JOINT)
 def test_joint_players_show_what_is_not_hidden(arm: str) -> None:
-    make, keywords = joint_player(arm, 0.6)
+    make, keywords = joint_player(arm, 0.6, QUICK)
     env = MaskVectorEnv(4, dataset=DATA, reward_model=small(DATA), grid=5, device="cpu", **keywords)
     player = make(env, 0)
     observation, _ = env.reset(seed=0)

@@ -27,12 +27,14 @@ from augmentation_grid import (
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks import augmentation_cells as module
+from maskaug.benchmarks import tasks
 from maskaug.benchmarks.augmentation import (
     DRAWN,
+    JOINT,
     PLAIN,
     TITLES,
 )
-from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, JUDGE, PREDICTIONS, SCORES
+from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, JUDGE, PREDICTIONS, SCORES, divided_for
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.tasks import DATA, parts
@@ -151,17 +153,41 @@ def test_every_setting_of_training_changes_a_classifier(grid: Grid, tmp_path: Pa
     assert not np.array_equal(mine["probabilities"], theirs["probabilities"])
 
 
-@pytest.mark.parametrize("change", [{"joint_updates": 4}, {"batch": 6}, {"fill": "mean"}])
+@pytest.mark.parametrize("change", [{"joint_updates": 4}, {"batch": 6}, {"fill": "mean"}, {"joint_lr": 1e-4}])
 def test_every_setting_of_joint_training_changes_the_judge(grid: Grid, tmp_path: Path, change: dict[str, Any]) -> None:
     other = run(tmp_path, sweep("random", joint=True), training=dataclasses.replace(QUICK, **change))
     mine, theirs = (load_file(g.root / HERE / "joint-random-h60" / PREDICTIONS) for g in (grid, other))
     assert not np.array_equal(mine["probabilities"], theirs["probabilities"])
 
 
-def test_the_scored_part_is_that_of_the_split(tmp_path: Path) -> None:
-    done = run(tmp_path, sweep("none"), split="val")
-    held_out = parts(TOYS, 6, 0)["val"]
-    assert np.array_equal(load_file(done.root / HERE / "none" / PREDICTIONS)["groups"], held_out.groups)
+def test_the_scored_part_is_that_of_the_split(tmp_path: Path, fits: list[Fit]) -> None:
+    done = run(tmp_path, sweep("none", tasks=[dataclasses.replace(TOYS, env={**TOYS.env, "n": 120})]), split="val")
+    task = dataclasses.replace(TOYS, env={**TOYS.env, "n": 120})
+    whole = parts(task, 6, 0)["val"].groups.tolist()
+    found = divided_for(task, 6, 0, "val")
+    # What chooses the moment and what is reported are two halves, and nothing is left over.
+    assert not set(found["val"].groups.tolist()) & set(found["test"].groups.tolist())
+    assert sorted([*found["val"].groups, *found["test"].groups]) == sorted(whole)
+    assert min(len(found["val"]), len(found["test"])) > len(whole) // 3
+    assert np.array_equal(load_file(done.root / "toys/k6/seed0/none" / PREDICTIONS)["groups"], found["test"].groups)
+    assert [fit.val for fit in fits] == [found["val"].digest]
+
+
+def test_what_the_joint_setting_s_masks_hide_is_told(grid: Grid) -> None:
+    told = {arm: grid.results()[f"{HERE}/joint-{arm}-h60"].get("hidden_share") for arm in JOINT}
+    free = [told.pop(arm) for arm in ("ppo", "apga_published")]
+    assert told.pop("none") == 0
+    assert told == {arm: pytest.approx(0.6) for arm in ("random", "cutout", "centre", "apga")}
+    assert all(share is not None and 0 <= share <= 1 and abs(share - 0.6) > 1e-6 for share in free)
+
+
+def test_the_judge_and_the_referee_learn_for_as_long_as_they_are_told(tmp_path: Path, fits: list[Fit]) -> None:
+    longer = {**dataclasses.asdict(QUICK), "judge_updates": 5}
+    for i, training in enumerate((dataclasses.asdict(QUICK), longer)):
+        for work in (module.judge, module.referee, module.classifier):
+            work(config_of("none", training=training), new(tmp_path / f"{work.__name__}{i}"), {})
+    assert [fit.settings.updates for fit in fits] == [3, 3, 3, 5, 5, 3]
+    assert [len(fit.seen) for fit in fits] == [3, 3, 3, 5, 5, 3]
 
 
 # ---- batch norm ------------------------------------------------------------------------------------------------------
@@ -195,8 +221,7 @@ def test_a_class_that_is_not_tested_is_named_before_anything_is_trained(
 
 
 def test_images_without_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    where = "maskaug.benchmarks.tasks.dataset_of"
-    monkeypatch.setattr(where, lambda *a: dataclasses.replace(dataset_of(*a), labels=None))
+    monkeypatch.setattr(tasks, "dataset_of", lambda *a: dataclasses.replace(dataset_of(*a), labels=None))
     with pytest.raises(ConfigurationError, match="has no labels"):
         parts(TOYS, None, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,7 +142,14 @@ def test_a_config_holds_all_that_decides_the_result() -> None:
     assert Training(**base["training"]) == QUICK
     assert base["split"] == "test"
     for field in dataclasses.fields(Training):
-        value: Any = {"judge": "densenet169", "fill": "blur", "device": "auto", "lr": 1e-3}.get(field.name, 77)
+        value: Any = {
+            "judge": "densenet169",
+            "fill": "blur",
+            "device": "auto",
+            "lr": 1e-3,
+            "joint_lr": 1e-4,
+            "published": True,
+        }.get(field.name, 77)
         other = made(sweep("apga"), training=dataclasses.replace(QUICK, **{field.name: value}))
         assert other["toys/k8/seed0/apga-h60"].config["training"][field.name] == value
     assert made(sweep("apga"), split="val")["toys/k8/seed0/apga-h60"].config["split"] == "val"
@@ -179,8 +187,10 @@ def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, Any], words: str) 
         ({"timesteps": 0}, "timesteps=0"),
         ({"num_envs": 0}, "num_envs=0"),
         ({"joint_updates": 0}, "joint_updates=0"),
+        ({"judge_updates": 0}, "judge_updates=0"),
         ({"lr": 0.0}, "lr=0.0"),
         ({"lr": float("nan")}, "lr=nan"),
+        ({"joint_lr": 0.0}, "joint_lr=0.0"),
         ({"fill": "noise"}, "use zero, mean or blur"),
         ({"judge": "resnet"}, "use one of small, densenet169"),
     ],
@@ -251,9 +261,27 @@ def test_seeds_and_arms_replace_the_presets(tmp_path: Any) -> None:
     assert [list(s.arms) for s in preset_of("synthetic", "smoke", arms=["oracle"]).sweeps] == [["oracle"]]
 
 
+def test_an_arm_that_is_asked_for_is_run_where_the_preset_has_it(tmp_path: Path) -> None:
+    asked = ["none", "brightness", "distilled", "oracle"]
+    plain, chosen = (preset_of("busi", "cpu", tmp_path, arms=arms).sweeps for arms in (None, asked))
+    # What no block has is in the first one; the map of budgets and shares gets no arm that it would not have had.
+    assert list(chosen[0].arms) == asked
+    assert [list(s.arms) for s in chosen[1:]] == [["none", "oracle"]] * 3
+    assert all(set(s.arms) <= {*p.arms, "distilled"} for s, p in zip(chosen, plain, strict=True))
+    assert len(preset_of("busi", "cpu", tmp_path, arms=["ppo"]).sweeps) == 1
+
+
+def test_the_paper_s_own_table_is_run_with_its_network_and_a_rate_for_densenet(tmp_path: Path) -> None:
+    paper, cpu = (preset_of("mura", name, tmp_path).training for name in ("paper", "cpu"))
+    assert (paper.published, paper.judge, paper.joint_lr) == (True, "densenet169", paper.lr)
+    assert not cpu.published
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("mura", "cpu", "here", None, ["none", "oracle"]), "oracle must be told regions, and MURA has none"),
+        (("mura", "smoke", "here", None, ["mean_region"]), "mean_region must be told regions"),
         (("lgg", "cpu"), "data='lgg'"),
         (("synthetic", "big"), "preset='big'"),
         (("busi", "cpu"), "name the data set's folder by --root"),

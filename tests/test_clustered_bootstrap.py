@@ -240,6 +240,27 @@ def test_a_difference_that_is_there_is_found(method: Method) -> None:
     )
 
 
+def test_overlapping_training_sets_make_intervals_longer_and_leave_the_value() -> None:
+    plain, wide, wider = (clustered_difference(toy(), shared=True, test_share=s) for s in (0.0, 0.25, 0.5))
+    assert plain.value == wide.value == wider.value
+    assert length(plain) < length(wide) < length(wider)
+    metric = [clustered_metric([run[:3] for run in toy()], shared=True, test_share=s) for s in (0.0, 0.25)]
+    assert length(metric[0]) < length(metric[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"test_share": -0.1}, "test_share=-0.1 must be"),
+        ({"test_share": float("inf")}, "test_share=inf must be"),
+        ({"test_share": 0.25, "method": "pigeonhole"}, "corrects method='two-way'"),
+    ],
+)
+def test_a_share_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        clustered_difference(toy(), shared=True, **changes)
+
+
 def test_a_metric_stays_between_0_and_1() -> None:
     labels, groups = np.arange(40) % 2, np.repeat(np.arange(10), 4)
     for wrong, ends_there in ((groups == 3, "high"), (groups != 3, "low")):

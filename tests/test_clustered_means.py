@@ -10,6 +10,8 @@ from scipy import stats
 
 from maskaug.benchmarks.clustered_bootstrap import Method, clustered_difference
 from maskaug.benchmarks.clustered_means import clustered_mean_difference, clustered_task_difference
+from maskaug.benchmarks.intervals import paired_interval
+from maskaug.benchmarks.statistics import iqm, mean_of_iqms
 from maskaug.envs.errors import ConfigurationError
 
 METHODS: tuple[Method, ...] = ("pigeonhole", "two-way")
@@ -56,7 +58,9 @@ def test_without_noise_between_images_it_is_student_s_t_over_the_runs() -> None:
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
-@pytest.mark.parametrize("change", [{"draws": 300}, {"confidence": 0.8}, {"seed": 1}, {"method": "pigeonhole"}])
+@pytest.mark.parametrize(
+    "change", [{"draws": 300}, {"confidence": 0.8}, {"seed": 1}, {"method": "pigeonhole"}, {"test_share": 0.25}]
+)
 def test_every_argument_changes_the_interval(change: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     runs = [(np.arange(20) % 7, rng.normal(size=20), rng.normal(size=20)) for _ in range(4)]
@@ -81,6 +85,13 @@ def test_what_does_not_fit_is_refused(run: Any, words: str) -> None:
         clustered_mean_difference([fine, run], shared=False)
     with pytest.raises(ConfigurationError, match="at least two"):
         clustered_mean_difference([fine], shared=False)
+
+
+def test_where_training_sets_overlap_it_is_nadeau_and_bengio_s() -> None:
+    means = [0.1, 0.3, 0.25, 0.4]
+    runs = [(np.arange(9), np.full(9, m), np.zeros(9)) for m in means]
+    found = clustered_mean_difference(runs, shared=True, test_share=0.25)
+    assert (found.value, found.low, found.high) == pytest.approx(paired_interval(means, test_share=0.25))
 
 
 # ---- means over tasks ------------------------------------------------------------------------------------------------
@@ -122,3 +133,17 @@ def test_seeds_must_have_the_same_tasks() -> None:
         clustered_task_difference([[one, one], [one]], shared=False)
     with pytest.raises(ConfigurationError, match="same tasks"):
         clustered_task_difference([], shared=False)
+
+
+def test_over_tasks_overlapping_training_sets_are_counted_too() -> None:
+    runs = [[predictions(10 * task + seed) for task in range(2)] for seed in range(4)]
+    plain, wide = (clustered_task_difference(runs, shared=True, draws=200, test_share=s) for s in (0.0, 0.25))
+    assert plain.value == wide.value
+    assert wide.high - wide.low > plain.high - plain.low
+
+
+def test_the_mean_of_tasks_iqms_weighs_tasks_alike() -> None:
+    tasks = [np.array([0.9, 0.91, 0.92, 0.93]), np.array([0.6, 0.2])]
+    assert mean_of_iqms(tasks) == pytest.approx((0.915 + 0.4) / 2)
+    assert mean_of_iqms(np.array([[0.9, 0.2], [0.91, 0.6]])) == pytest.approx((0.905 + 0.4) / 2)
+    assert mean_of_iqms(tasks) != pytest.approx(iqm(tasks))
