@@ -43,14 +43,15 @@ def bench_apga(
         The exit status: 1 where a run has failed or is left, and the tables say so.
     """
     from maskaug.benchmarks.augmentation import cells
+    from maskaug.benchmarks.augmentation_cells import divided_for
     from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
-    from maskaug.benchmarks.tasks import Task, check_source, parts
+    from maskaug.benchmarks.tasks import Task, check_source
 
     chosen = preset_of(data, preset, None if root is None else root.expanduser().resolve(), seeds, arms)
     grid = Grid(out / "runs", cells(chosen.sweeps, chosen.training, split))
-    check_source(grid.root, grid.cells.values(), lambda c: parts(Task(**c["task"]), c["shots"], c["seed"]))
+    check_source(grid.root, grid.cells.values(), lambda c: divided_for(Task(**c["task"]), c["shots"], c["seed"], split))
     print(grid.say())
     state = grid.run(jobs=jobs, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):

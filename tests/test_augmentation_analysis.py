@@ -127,7 +127,9 @@ def test_arms_that_were_tested_on_different_images_are_no_table(made_up: None, t
     path = grid.root / "toys/k6/seed1/random-h60" / PREDICTIONS
     save_file({**load_file(path), "groups": np.arange(80) + 1}, path)
     (block,) = blocks_of(grid)
-    with pytest.raises(ConfigurationError, match=r"seed 1, 'no masks' and 'random cells': the groups of the scored images"):
+    with pytest.raises(
+        ConfigurationError, match=r"seed 1, 'no masks' and 'random cells': the groups of the scored images"
+    ):
         table(block)
 
 

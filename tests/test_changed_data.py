@@ -81,11 +81,15 @@ def test_cells_that_have_scored_other_images_are_not_paired(what: str, out: Path
         augmentation_output.write_analysis(grid, tmp_path)
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize("benchmark", ["apga", "intelligent-masking"])
-def test_replaced_pictures_are_noticed(benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = busi.write_example(tmp_path, n_per_class=30)
+def test_replaced_pictures_are_noticed(
+    benchmark: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = busi.write_example(tmp_path, n_per_class=60)
     words = ["bench", benchmark, "--data", "busi", "--preset", "smoke", "--root", str(root), "--seeds", "1"]
-    words += ["--out", str(tmp_path / "out"), "--arms", "none"]
+    words += ["--out", str(tmp_path / "out"), "--split", split, "--arms", "none"]
+    assert main(words) == 0
     assert main(words) == 0
     for file in root.rglob("* (1*).png"):
         with Image.open(file) as picture:
