@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-intelligent-masking test slow lint clean
+.PHONY: demo demo-intelligent-masking test slow browser lint results clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,11 @@ $(VENV)/.installed: $(BIN)/python setup.cfg setup.py pyproject.toml constraints.
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install -q -e ".[test]"
+	touch $@
+
+# Ray runs only in the slow tests: 70 MB and a second of import that the others can do without.
+$(VENV)/.installed-slow: $(VENV)/.installed-test
+	$(BIN)/pip install -q -e ".[test,cluster]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -34,8 +39,16 @@ lint: $(VENV)/.installed-test
 test: lint
 	$(BIN)/pytest
 
-slow: $(VENV)/.installed-test
+# Debian's chromium, in which the slow tests look at `maskaug report`.
+browser:
+	command -v chromium || (apt-get update && apt-get install -y chromium)
+
+slow: $(VENV)/.installed-slow browser
 	$(BIN)/pytest -m slow
+
+# README's results section, from the tables in benchmarks/results.
+results: $(VENV)/.installed
+	$(BIN)/python -m maskaug.benchmarks.results_section
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache demo demo-intelligent-masking

@@ -58,6 +58,8 @@ class MaskAgent(Agent):
         self.policy: nn.Module = self.acceleration.apply(self._make_policy().to(self.device))
         self.averaged = AveragedModel(self.policy, multi_avg_fn=get_ema_multi_avg_fn(self.settings.average))  # type: ignore[no-untyped-call]
         self.acceleration.apply(self.averaged.module)
+        # The policy as it is called in order to learn with other ranks.
+        self._spread: nn.Module | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -98,8 +100,10 @@ class MaskAgent(Agent):
         # What an agent does before it plays may count, too.
         goal, start, began = self.num_timesteps + total_timesteps, self.num_timesteps, time.perf_counter()
         self._begin(total_timesteps)
+        if self._spread is None and not env.game.ranks.alone:
+            self._spread = env.game.ranks.wrap(self.policy)
         if not self._reset_done:
-            env.reset(seed=self.seed)
+            env.reset(seed=self.seed + env.game.first_slot)
             self._reset_done = True
         # Somebody may have played on since, an evaluation for example: all tries of an update must be of one image.
         while self.plays_all_tries and (begun := env.game.blank()[0]["try"] > 0).any():
@@ -142,7 +146,7 @@ class MaskAgent(Agent):
 
     def _forward(self, images: Tensor) -> Tensor:
         # (N, C, H, W) float in [0, 1] → what the network that learns says, float32.
-        return self.acceleration.forward(self.policy, images)
+        return self.acceleration.forward(self._spread or self.policy, images)
 
     # ---- using ---------------------------------------------------------------------------------------------------
 

@@ -158,6 +158,7 @@ class APGA(MaskAgent):
 
     Settings: ClassVar[type[Any]] = APGASettings
     action_kinds = ("grid", "pixel")
+    learns_in_ranks = True
 
     def __init__(
         self,
@@ -237,7 +238,7 @@ class APGA(MaskAgent):
                 f"loss='published' has one mask for an image, so {tries} tries would be {tries} times the same; make "
                 "the environment with repeat=1"
             )
-        if self.settings.loss == "reinforce" and tries == 1 and env.num_envs == 1:
+        if self.settings.loss == "reinforce" and tries == 1 and env.game.total_envs == 1:
             raise ConfigurationError(
                 "one try of one image has nothing to be compared with; make the environment with repeat=4, or with "
                 "num_envs > 1"
@@ -246,7 +247,8 @@ class APGA(MaskAgent):
     def _update(self, env: MaskVectorEnv, observation: npt.NDArray[np.uint8] | Tensor) -> tuple[Any, dict[str, float]]:
         images = to_float(as_tensor(observation, self.device))
         if self.settings.mirror:
-            flip = (torch.rand(len(images), generator=self.generator) < 0.5).to(self.device)[:, None, None]
+            drawn = env.game.ranks.rand(len(images), generator=self.generator)
+            flip = (drawn < 0.5).to(self.device)[:, None, None]
             scores = self._forward(torch.where(flip[:, None], images.flip(-1), images))
             scores = torch.where(flip, scores.flip(-1), scores)
         else:
@@ -262,33 +264,35 @@ class APGA(MaskAgent):
         metrics["train/loss"] = float(loss.detach())
         if env.game.joint:
             metrics["train/judge_loss"] = env.game.judge_loss
-        return observation, metrics
+        return observation, env.game.ranks.mean(metrics)
 
     def _play(self, env: MaskVectorEnv, cells: Tensor) -> tuple[Any, Tensor, Mapping[str, Any]]:
         observation, reward, _, _, info = env.step(self.spec.actions_of(cells))
-        self.num_timesteps += env.num_envs
+        self.num_timesteps += env.game.total_envs
         return observation, as_tensor(reward, self.device), info["final_info"]
 
     def _reinforce(self, env: MaskVectorEnv, scores: Tensor) -> tuple[Tensor, Any, dict[str, float]]:
-        k, tries, grid = self.spec.cells, env.game.repeat, self.spec.grid
+        k, tries, grid, ranks = self.spec.cells, env.game.repeat, self.spec.grid, env.game.ranks
         logits = scores.flatten(1)
         if self.settings.estimator == "bernoulli":
-            drawn = bernoulli.sample(logits, tries, self.generator)
+            drawn = bernoulli.sample(logits, tries, self.generator, ranks)
             log_prob, entropy = bernoulli.log_prob(logits, drawn) / grid**2, bernoulli.entropy(logits).mean()
             cells = drawn.view(tries, -1, grid, grid)
         else:
-            orders = plackett_luce.sample(logits, tries, self.generator)
+            orders = plackett_luce.sample(logits, tries, self.generator, ranks)
             cells = plackett_luce.to_cells(orders, k, grid)
             log_prob, entropy = plackett_luce.log_prob(logits, orders, k) / k, plackett_luce.entropy(logits).mean()
         rewards = []
         for one_try in cells:
             observation, reward, _ = self._play(env, one_try)
             rewards.append(reward)
-        reward_table = torch.stack(rewards)
+        # Of all ranks: advantages are compared over the whole batch.
+        reward_table = ranks.gather(torch.stack(rewards), 1)
         advantage = leave_one_out(reward_table)
         if self.settings.normalise:
             advantage = advantage / advantage.square().mean().sqrt().clamp(min=1e-8)
-        loss = -(advantage * log_prob).mean() - self.settings.entropy * entropy
+        own = advantage[:, ranks.rows(advantage.shape[1])]
+        loss = -(own * log_prob).mean() - self.settings.entropy * entropy
         metrics = {
             "rollout/ep_rew_mean": float(reward_table.mean()),
             "rollout/area": float(cells.float().mean()),
@@ -302,7 +306,7 @@ class APGA(MaskAgent):
         action = scores.detach() > 0  # sigmoid(score) > 0.5
         observation, _, final = self._play(env, action)
         # The paper's reward knows no price of the area: the objective's gain, averaged over the batch.
-        reward = float(final["gain"].mean())
+        reward = env.game.ranks.mean({"gain": float(final["gain"].mean())})["gain"]
         advantage = reward - self._baseline
         self._baseline = settings.baseline_decay * self._baseline + (1 - settings.baseline_decay) * reward
         bce = functional.binary_cross_entropy_with_logits

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from maskaug.agents.checkpoint import CheckpointError, read_state, write_state
 from maskaug.agents.unwrapping import vector_env_of
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import resolve_device
 from maskaug.envs.masking import box_to_mask, cells_for_area, patch_scores, patch_to_cells, top_cells
 
 #: called after every update with the agent and its metrics; returning False ends the training.
@@ -92,6 +92,8 @@ class Agent(ABC):
     plays_steps: ClassVar[bool] = False
     #: whether it learns from images alone: the environment's judge is then asked for nothing, and teaches nobody.
     plays_no_masks: ClassVar[bool] = False
+    #: whether it learns in several processes at once; see `MaskGame.spread`.
+    learns_in_ranks: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -193,6 +195,8 @@ class Agent(ABC):
                 f"this environment was made with autoreset_mode={self.env.autoreset_mode.name!r}, and agents here play "
                 "'SAME_STEP'; leave autoreset_mode out"
             )
+        if not self.env.game.ranks.alone and not self.learns_in_ranks:
+            raise ConfigurationError(f"{type(self).__name__} learns in one process; start it without torchrun")
         self.check_env(self.env)
         self.check_length(total_timesteps)
         return self.env
@@ -244,20 +248,25 @@ class Agent(ABC):
         return agent
 
     def save_checkpoint(self, path: str | os.PathLike[str], **extra: Any) -> None:
-        """Everything that learning changes, the environment's game included, for `load_checkpoint`."""
+        """Everything that learning changes, the environment's game included, for `load_checkpoint`.
+
+        Where several ranks play one game, all call this, and the first writes.
+        """
         if self.env is None:
             raise ConfigurationError("this agent has no environment, so there is nothing to continue; use save()")
-        write_state(
-            path,
-            {
-                "about": self.about(),
-                **self._training_state(),
-                "num_timesteps": self.num_timesteps,
-                "updates": self.updates,
-                "game": self.env.game.state(),
-                "extra": extra,
-            },
-        )
+        game = self.env.game.state()
+        if self.env.game.ranks.first:
+            write_state(
+                path,
+                {
+                    "about": self.about(),
+                    **self._training_state(),
+                    "num_timesteps": self.num_timesteps,
+                    "updates": self.updates,
+                    "game": game,
+                    "extra": extra,
+                },
+            )
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Continue where `save_checkpoint` was called: to the bit on the CPU. Returns what was kept as `extra`.

@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from maskaug.envs.distributed import ALONE, Ranks
 
-def sample(logits: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+
+def sample(logits: Tensor, draws: int, generator: torch.Generator, ranks: Ranks = ALONE) -> Tensor:
     """Random sets: logits (N, M) → (draws, N, M) bool, each cell with probability sigmoid(logit).
 
     Args:
         logits: (N, M), any device.
         draws: number of independent sets for each row.
         generator: on the CPU, so that a seed means the same on every device.
+        ranks: whose rows these are a part of; see `Ranks.rand`.
     """
-    uniform = torch.rand((draws, *logits.shape), generator=generator).to(logits.device)
+    uniform = ranks.rand(draws, *logits.shape, generator=generator, dim=1).to(logits.device)
     return uniform < logits.detach().sigmoid()
 
 

@@ -1,11 +1,10 @@
 """Masks that nobody learnt: the other rows of every table. They have the agents' `scores` and `predict`.
 
-Those that look into the judge are given it, and use its predicted class, never the label.
+Those that look into a judge: `maskaug.agents.saliency`, and `maskaug.agents.gradients`.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import zlib
 from abc import ABC, abstractmethod
@@ -14,21 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskaug.agents.agent import GridSpec
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.densenet import DenseNet169
-from maskaug.envs.errors import ConfigurationError, JudgeError
+from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.masking import mask_to_cells, patch_count, patch_scores, top_cells
-from maskaug.envs.networks import SmallClassifier, to_float
+from maskaug.envs.networks import to_float
 from maskaug.envs.rows import blocks
 
 Scores = npt.NDArray[np.float32]
-#: of Cutout's rectangles, height ÷ width.
+#: of random rectangles, height ÷ width.
 ASPECTS = (0.3, 3.3)
-#: where our own judges keep their last feature maps. DenseNet's are read after the ReLU: its `features` end in a norm.
-LAYERS: dict[type[nn.Module], str] = {SmallClassifier: "trunk", DenseNet169: "net.class_layers.relu"}
+#: of random erasing, the least and the largest share of the image that is erased, as published.
+ERASED = (0.02, 0.4)
 
 
 class Heuristic(ABC):
@@ -109,7 +107,7 @@ class Cutout(Heuristic):
     def __init__(self, spec: GridSpec, seed: int = 0) -> None:
         if spec.patch_cells:
             raise ConfigurationError(
-                "Cutout draws rectangles of many shapes, and this game's masks are all squares of "
+                f"{type(self).__name__} draws rectangles of many shapes, and this game's masks are all squares of "
                 f"{spec.patch_cells}×{spec.patch_cells} cells; use RandomMasks, or a game with action='grid'"
             )
         super().__init__(spec)
@@ -144,6 +142,72 @@ class Cutout(Heuristic):
         return np.where(aspect < 1, [short, long], [long, short]).astype(np.int64)
 
 
+class RandomErasing(Cutout):
+    """Random erasing (Zhong et al., AAAI 2020, arXiv 1708.04896): a rectangle of random area becomes random pixels.
+
+    As a row of a table of masks it is Cutout: masks are only compared at equal area, and at equal area the two draw the
+    same rectangles (`scores`, `predict`). What makes it another arm is how it augments: `masks` draws rectangles of
+    pixels whose area is random too, and `filling` what they become, every pixel uniform from 0 to 255. As with Cutout
+    it is the rectangle that is hidden, `maskaug.envs.masking.hide(images, masks, filling)`, and not what is kept.
+
+    What differs from the paper:
+
+    * It erases 2 to 40 % of an image. That range is scaled so that its mean is the area of the game's masks: arms of
+      one table hide equally much, on average. `areas` gives the paper's, or any other.
+    * It draws area, aspect and place anew until the rectangle lies inside the image, which makes large ones rare. Here
+      the aspect is drawn among those that fit, and the place among all that there are: the mean area is what it says.
+    * height ÷ width is uniform from 0.3 to 3.33 there, so that most rectangles are upright; here it is log-uniform from
+      0.3 to 3.3, as in `Cutout`, from which only area and filling set it apart.
+    * It leaves every second image as it is. Here each is erased: who trains on the clean image beside it, as the arms
+      of APGA's table do, has that half already.
+
+    Args:
+        spec: see `Cutout`.
+        seed: of the draws.
+        areas: least and largest share that `masks` erases, uniform between the two; None: see above.
+
+    Raises:
+        ConfigurationError: `areas` that are no shares above 0 and at most 1, the first of them the smaller one.
+    """
+
+    def __init__(self, spec: GridSpec, seed: int = 0, areas: tuple[float, float] | None = None) -> None:
+        super().__init__(spec, seed)
+        if areas is None:
+            mean, share = sum(ERASED) / 2, spec.cells / spec.grid**2
+            # Where the scaled range would reach beyond the image, it is the widest one around its mean.
+            reach = min((ERASED[1] - mean) / mean * share, 1 - share)
+            areas = (share - reach, share + reach)
+        if not 0 < areas[0] <= areas[1] <= 1:
+            raise ConfigurationError(
+                f"areas={areas} must be two shares of the image, above 0 and at most 1, the smaller one first"
+            )
+        self.areas = areas
+        # Their own: what is drawn for masks must not depend on whether a filling is asked for, or scores.
+        self._of_masks, self._of_filling = np.random.default_rng(seed).spawn(2)
+
+    def masks(self, n: int) -> npt.NDArray[np.bool_]:
+        """What is erased of n images: (n, H, W) bool, one whole rectangle each; new ones with each call."""
+        rng, (_, height, width) = self._of_masks, self.spec.image_shape
+        pixels = rng.uniform(*self.areas, n) * height * width
+        # The aspects with which it fits, of a shorter side of at least the area ÷ the image's other side.
+        fits = np.stack([pixels / width**2, height**2 / pixels])
+        lowest, highest = np.log(np.clip(np.array(ASPECTS)[:, None], *fits))
+        aspect = np.exp(rng.uniform(lowest, highest))
+        rows = np.round(np.sqrt(pixels * aspect)).clip(1, height)
+        columns = np.round(pixels / rows).clip(1, width)
+        inside = []
+        for sides, along in ((rows, height), (columns, width)):
+            first = rng.integers(0, along - sides.astype(np.int64) + 1)
+            places = np.arange(along) - first[:, None]
+            inside.append((places >= 0) & (places < sides[:, None]))
+        result: npt.NDArray[np.bool_] = inside[0][:, :, None] & inside[1][:, None, :]
+        return result
+
+    def filling(self, n: int) -> npt.NDArray[np.uint8]:
+        """What erased pixels of n images become: (n, C, H, W) uint8, each uniform from 0 to 255; new ones each call."""
+        return self._of_filling.integers(0, 256, (n, *self.spec.image_shape), np.uint8)
+
+
 class FixedMask(Heuristic):
     """One mask for every image.
 
@@ -175,133 +239,29 @@ class FixedMask(Heuristic):
         return cls(spec, mask_to_cells(mean[None], spec.grid)[0].numpy())
 
 
-class InputGradient(Heuristic):
-    """|input × gradient| of the judge's predicted class, summed over each cell (Shrikumar et al., arXiv 1605.01713).
+class Brightness(Heuristic):
+    """The mean value of each cell's pixels, over all channels: metal, calcified tissue and bone before air.
+
+    Where cells tie, as in a black background, chance decides; see `chance_of`.
 
     Args:
         spec: see `Heuristic`.
-        judge: (N, C, H, W) float in [0, 1] → logits.
-    """
-
-    def __init__(self, spec: GridSpec, judge: nn.Module) -> None:
-        super().__init__(spec)
-        self._judge = judge.eval()
-
-    def scores(self, observation: npt.NDArray[np.uint8]) -> Scores:
-        """See `Heuristic.scores`."""
-        device = _device_of(self._judge)
-        parts = []
-        for chunk in torch.from_numpy(np.array(self._batch(observation))).split(64):  # type: ignore[no-untyped-call]
-            images = to_float(chunk.to(device)).requires_grad_()
-            logits: Tensor = self._judge(images)
-            # The centred logit: the log-probability's gradient vanishes where the judge is sure.
-            chosen = logits.amax(1) - logits.mean(1)
-            (gradient,) = torch.autograd.grad(chosen.sum(), images)
-            parts.append(mask_to_cells((images * gradient).abs().sum(1).detach(), self.spec.grid).cpu())
-        return torch.cat(parts).numpy()
-
-
-class GradCAM(Heuristic):
-    """Grad-CAM (Selvaraju et al., arXiv 1610.02391) of the judge's predicted class, by MONAI; cells take their mean.
-
-    The feature maps of one layer, each weighted by the mean gradient of the predicted class's logit in it, summed and
-    cut off below 0; bilinear to the image's size. MONAI's normalising turns its map upside down by default (the largest
-    value becomes 0 and the smallest 1), which is switched off here: higher is what speaks for the class. Instead each
-    image's map is divided by its largest value, if that is not 0.
-
-    Where cells tie (all do where nothing speaks for the class) chance decides, by a number that depends on `seed` and
-    the image alone: ties that went to the first cell would make a corner of them.
-
-    MONAI leaves hooks and gradients behind in the network that it is given, so it gets a copy for each call.
-
-    Args:
-        spec: see `Heuristic`.
-        judge: (N, C, H, W) float in [0, 1] → logits.
-        layer: the module, by its name in `judge.named_modules()`, whose output (N, F, h, w) is read; may be left out
-            for the judges in `LAYERS`.
         seed: of what decides between cells that tie.
     """
 
-    def __init__(self, spec: GridSpec, judge: nn.Module, layer: str | None = None, seed: int = 0) -> None:
+    def __init__(self, spec: GridSpec, seed: int = 0) -> None:
         super().__init__(spec)
-        self._judge = judge.eval()
-        self._layer = _feature_layer(judge, layer, spec.image_shape)
         self._seed = seed
 
     def scores(self, observation: npt.NDArray[np.uint8]) -> Scores:
-        """See `Heuristic.scores`; from 0 to 1, and a millionth for ties.
-
-        Raises:
-            JudgeError: the map is not finite.
-        """
-        # Not at the top: MONAI takes a second to import.
-        from monai.visualize.class_activation_maps import GradCAM as MonaiGradCAM
-
+        """See `Heuristic.scores`; from 0 to 1, and less than any difference in brightness for ties."""
         batch = self._batch(observation)
-        judge = copy.deepcopy(_Predicted(self._judge)).requires_grad_(False)
-        for module in judge.modules():
-            if getattr(module, "inplace", False):
-                setattr(module, "inplace", False)  # noqa: B010 (a module's attributes are typed as tensors)
-        monai = MonaiGradCAM(judge, f"judge.{self._layer}", postprocessing=lambda maps: maps)
-        device = _device_of(judge)
-        parts = []
-        for chunk in torch.from_numpy(np.array(batch)).split(64):  # type: ignore[no-untyped-call]
-            # The one class there is: with no class given, MONAI sums each image's logits of all images' classes.
-            with torch.enable_grad():
-                maps: Tensor = monai(to_float(chunk.to(device)).requires_grad_(), class_idx=0)
-            parts.append(mask_to_cells(maps.detach()[:, 0], self.spec.grid).cpu())
-        cells = torch.cat(parts)
-        if not bool(cells.isfinite().all()):
-            raise JudgeError(
-                "Grad-CAM's map is not finite; check the judge's weights and that it takes images in [0, 1]"
-            )
-        largest = cells.amax((1, 2), keepdim=True)
-        cells = torch.where(largest > 0, cells / torch.where(largest > 0, largest, 1), 0)
-        chance: Scores = np.stack([self._chance(image) for image in batch])
-        scores: Scores = cells.numpy() + np.float32(1e-6) * chance
+        c, h, w = batch.shape[1:]
+        total = batch.reshape(len(batch), c, self.spec.grid, h // self.spec.grid, self.spec.grid, w // self.spec.grid)
+        # Whole numbers: cells of the same pixels tie whatever their order.
+        sums = total.sum((1, 3, 5), dtype=np.int64) + 0.5 * chance_of(batch, self.spec.grid, self._seed)
+        scores: Scores = (sums * (self.spec.grid**2 / (255 * c * h * w))).astype(np.float32)
         return scores
-
-    def _chance(self, image: npt.NDArray[np.uint8]) -> Scores:
-        rng = np.random.default_rng([self._seed, zlib.crc32(image.tobytes())])
-        return rng.random((self.spec.grid, self.spec.grid), np.float32)
-
-
-def _device_of(judge: nn.Module) -> torch.device:
-    return next((p.device for p in judge.parameters()), torch.device("cpu"))
-
-
-class _Predicted(nn.Module):
-    """The logit of the class that a judge predicts, (N, 1)."""
-
-    def __init__(self, judge: nn.Module) -> None:
-        super().__init__()
-        self.judge = judge
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.judge(images)
-        return logits.max(1, keepdim=True).values
-
-
-def _feature_layer(judge: nn.Module, layer: str | None, image_shape: tuple[int, int, int]) -> str:
-    known = dict(judge.named_modules())
-    named = f"give layer=, the name of the module with the last feature maps, one of {', '.join(list(known)[-12:])}"
-    if layer is None:
-        layer = next((name for kind, name in LAYERS.items() if isinstance(judge, kind)), None)
-        if layer is None:
-            raise ConfigurationError(f"Grad-CAM does not know the layers of {type(judge).__name__}; {named}")
-    if not layer or layer not in known:
-        raise ConfigurationError(f"{type(judge).__name__} has no layer {layer!r}; {named}")
-    seen: list[Any] = []
-    handle = known[layer].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    try:
-        with torch.no_grad():
-            judge(torch.zeros(1, *image_shape, device=_device_of(judge)))
-    finally:
-        handle.remove()
-    if not seen or not isinstance(seen[0], Tensor) or seen[0].ndim != 4:
-        got = "was not reached" if not seen else f"returns {tuple(getattr(seen[0], 'shape', ())) or type(seen[0])}"
-        raise ConfigurationError(f"layer {layer!r} {got}, and Grad-CAM reads feature maps (N, F, h, w); {named}")
-    return layer
 
 
 class LocalVariance(Heuristic):
@@ -313,3 +273,12 @@ class LocalVariance(Heuristic):
         grid = self.spec.grid
         mean, square = (mask_to_cells(x.mean(1), grid) for x in (pixels, pixels.square()))
         return (square - mean.square()).numpy()
+
+
+def chance_of(images: npt.NDArray[np.uint8], grid: int, seed: int) -> Scores:
+    """What decides between cells that tie: (N, C, H, W) uint8 → (N, g, g) float32 in [0, 1), by image and seed alone.
+
+    Ties that went to the first cell would make a corner of them.
+    """
+    rngs = [np.random.default_rng([seed, zlib.crc32(image.tobytes())]) for image in images]
+    return np.stack([rng.random((grid, grid), np.float32) for rng in rngs])

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from maskaug.envs.ensemble import kind_of, members_of
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.networks import ConvTrunk, SmallClassifier, channels_last
+from maskaug.envs.networks import ConvTrunk, SmallClassifier, channels_last, lean_pass
 from maskaug.envs.reconstructors import PaperEncoder
 
 
@@ -125,19 +125,23 @@ class QMap(nn.Module):
         grid: g.
         width: channels of the first stage, a multiple of 8.
         roles: R, maps in the output.
+        lean: whether passes without gradient are `lean_pass`es, which differ in their last bits from those with.
     """
 
-    def __init__(self, in_channels: int, grid: int, width: int = 16, roles: int = 1) -> None:
+    def __init__(self, in_channels: int, grid: int, width: int = 16, roles: int = 1, lean: bool = False) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.lean = grid, lean
         self.trunk = ConvTrunk(in_channels, width)
         self.head = nn.Conv2d(self.trunk.out_channels, roles, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) float in [0, 1] → (N, R, g, g)."""
-        maps: Tensor = self.head(self.trunk(2 * images - 1))
-        maps = _on_grid(maps, self.grid)
-        return maps
+        inputs = 2 * images - 1
+        if self.lean and images.device.type == "cpu" and not torch.is_grad_enabled():
+            maps: Tensor = self.head(lean_pass(self.trunk, inputs))
+        else:
+            maps = self.head(self.trunk(inputs))
+        return _on_grid(maps, self.grid)
 
 
 class ImaginingQMap(nn.Module):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskaug.envs.distributed import ALONE, Ranks
 
-def sample(logits: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+
+def sample(logits: Tensor, draws: int, generator: torch.Generator, ranks: Ranks = ALONE) -> Tensor:
     """Full random orders: logits (N, M) → (draws, N, M) int64; the first k entries of an order are a draw of k.
 
     Adding Gumbel noise and sorting draws exactly from the distribution (Yellott 1977).
@@ -15,8 +17,10 @@ def sample(logits: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         logits: (N, M), any device.
         draws: number of independent orders for each row.
         generator: on the CPU, so that a seed means the same on every device.
+        ranks: whose rows these are a part of; see `Ranks.rand`.
     """
-    uniform = torch.rand((draws, *logits.shape), generator=generator, dtype=torch.float64).clamp_(1e-12, 1 - 1e-12)
+    uniform = ranks.rand(draws, *logits.shape, generator=generator, dim=1, dtype=torch.float64)
+    uniform = uniform.clamp_(1e-12, 1 - 1e-12)
     gumbel = -torch.log(-torch.log(uniform))
     return (logits.detach() + gumbel.to(logits.device, logits.dtype)).argsort(dim=-1, descending=True)
 

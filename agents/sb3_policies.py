@@ -48,7 +48,7 @@ class CellFeatures(BaseFeaturesExtractor):
         self.kind, self.grid, self.patch_cells, self.area = kind, grid, patch_cells, area
         self.image_size = (size[0], size[1])
         # A patch's corner has a value of its own for each of the cells that it covers.
-        self.network = QMap(channels, grid, width, max(1, patch_cells) ** 2)
+        self.network = QMap(channels, grid, width, max(1, patch_cells) ** 2, lean=True)
         if not channels_last:
             self.network.trunk = nn.Sequential(*self.network.trunk)  # type: ignore[assignment]
         # The logit of a coin that shows `area`; the mean of a normal of size 1 that lies above 0 so often.

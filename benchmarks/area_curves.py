@@ -38,10 +38,10 @@ from maskaug.benchmarks.charts import Curves, Panel, line_chart
 from maskaug.benchmarks.presets import APGA_PRESETS
 from maskaug.benchmarks.training import dataset_of, env_keywords
 from maskaug.envs.actions import ActionRule
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
-from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import make_judge
 from maskaug.envs.pretrain import FitSettings, evaluate_classifier, fit_classifier
 from maskaug.envs.rendering import Picture, save_picture

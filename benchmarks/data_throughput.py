@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maskaug.benchmarks.timing import in_turn
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
 from maskaug.envs.images import Reading, read_fitted, resize
@@ -109,7 +110,7 @@ def first_caching(folder: Path, settings: DataSettings) -> dict[str, float]:
         with cache_at(folder / f"cache-{turn}"):
             load_listing(listing, reading, workers=1)
 
-    decoding, cached = in_turn(alone, caching, settings.rounds)
+    decoding, cached = in_turn((alone, caching), settings.rounds)
     began = time.perf_counter()
     with cache_at(folder / "cache-threads"):
         load_listing(listing, reading)
@@ -136,7 +137,7 @@ def random_batches(files: Path, root: Path, settings: DataSettings) -> dict[str,
         for _ in range(settings.batches):
             dataset.images[rng.integers(0, len(dataset), settings.batch)]
 
-    slow, fast = in_turn(decode, gather, settings.rounds)
+    slow, fast = in_turn((decode, gather), settings.rounds)
     return {
         "decode_images_cpu_s": settings.batch / float(np.median(slow)),
         "cache_images_cpu_s": settings.batch * settings.batches / float(np.median(fast)),
@@ -250,19 +251,6 @@ def data_throughput(
         write_json(out, result)
         say(f"wrote {out}")
     return result
-
-
-def in_turn(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[Any, Any]:
-    """CPU seconds of both, (rounds,) float64 each, measured A B, B A, A B, … after one of each that does not count."""
-    sides = (first, second)
-    found: list[list[float]] = [[], []]
-    for i in range(-1, rounds):
-        for side in (0, 1) if i % 2 else (1, 0):
-            began = time.process_time()
-            sides[side]()
-            if i >= 0:
-                found[side].append(time.process_time() - began)
-    return np.array(found[0]), np.array(found[1])
 
 
 @contextlib.contextmanager

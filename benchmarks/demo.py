@@ -18,11 +18,12 @@ from torch import Tensor
 
 from maskaug.agents.agent import MaskAgent
 from maskaug.agents.apga import APGA
-from maskaug.agents.heuristics import InputGradient
+from maskaug.agents.saliency import InputGradient
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.pictures import masks_picture
 from maskaug.benchmarks.reports import all_scores
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import write_json
 from maskaug.envs.judges import make_judge, save_judge

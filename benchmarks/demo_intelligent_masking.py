@@ -1,7 +1,7 @@
 """`make demo-intelligent-masking`: pre-train encoders by hiding parts of images, read them out with few labels.
 
 On built-in ultrasound, a few minutes on two cores: no pre-training, nothing hidden, random masks, Intelligent Masking,
-and the published method beside random patches. Leaves arms.png (what each hid, and what came back) and results.json.
+and the published method beside random patches. Leaves arms.png (what each hid, and what came back) and tables.md.
 The benchmark itself is `maskaug bench intelligent-masking`: more seeds, more arms, more budgets.
 """
 
@@ -11,29 +11,18 @@ import argparse
 import time
 from pathlib import Path
 
-from maskaug.benchmarks.arms import ArmsSettings
-from maskaug.benchmarks.masking_arms import intelligent_masking
-
-DEMO = ArmsSettings(
-    "MaskAug-Synthetic-v0",
-    {"kind": "ultrasound", "task": "presence", "n": 3000, "fill": "mean", "judge_lr": 2e-3},
-    updates=150,
-    arms=("none", "autoencoder", "random", "ours", "random_patch", "published"),
-    budgets=(100,),
-    draws=5,
-    readouts=("logistic",),
-)
+from maskaug.benchmarks.encoder_output import run_encoding
+from maskaug.benchmarks.encoder_presets import DEMO
+from maskaug.benchmarks.encoders import Encoding
 
 
-def demo(out: Path, settings: ArmsSettings = DEMO, seeds: tuple[int, ...] = (0, 1)) -> dict[str, float]:
-    """Run everything; leaves arms.png and results.json in `out`."""
+def demo(out: Path, encoding: Encoding = DEMO, jobs: int = 2) -> None:
+    """Run everything, `jobs` arms at a time; leaves runs/, the tables and pictures in `out`."""
     began = time.perf_counter()
-    print(f"{len(seeds)} seeds × {len(settings.arms)} arms, {settings.updates} updates each", flush=True)
-    summary = intelligent_masking(settings, seeds, out, say=lambda text: print(text, flush=True))
-    print(
-        f"\n{time.perf_counter() - began:.0f} s; {len(seeds)} seeds show the way, not an effect: see benchmarks/results"
-    )
-    return summary
+    seeds = len(encoding.seeds)
+    print(f"{seeds} seeds × {len(encoding.arms)} arms, {encoding.pretraining.updates} updates each", flush=True)
+    run_encoding(encoding, out, jobs=jobs, say=lambda text: print(text, flush=True))
+    print(f"\n{time.perf_counter() - began:.0f} s; {seeds} seeds show the way, not an effect: see benchmarks/results")
 
 
 if __name__ == "__main__":

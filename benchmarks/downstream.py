@@ -11,8 +11,8 @@ things differ from the authors' code: class weights go by class, not by frequenc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,26 @@ class Row(TypedDict):
     accuracy: float
     f1: float
     auroc: float
+
+
+class ReadOut(NamedTuple):
+    """One read-out of one draw, and what it says of the test split.
+
+    Attributes:
+        readout: "paper" or "logistic".
+        budget: "10", …, or "all".
+        draw: its number, from 0.
+        labels: how many labelled training images it had.
+        chosen: the epoch (from 1) or the C that the validation images chose.
+        probabilities: (N, classes) of the test images.
+    """
+
+    readout: str
+    budget: str
+    draw: int
+    labels: int
+    chosen: float
+    probabilities: npt.NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -131,15 +151,35 @@ def downstream(
             training split cannot fill.
     """
     settings = DownstreamSettings() if settings is None else settings
+    rows: list[Row] = []
+    began = time.perf_counter()
+    for found in read_out(encoder, train, val, test, settings, device):
+        assert test.labels is not None
+        about = {k: v for k, v in found._asdict().items() if k != "probabilities"}
+        rows.append(Row(**about, **scores(found.probabilities, test.labels)))  # type: ignore[typeddict-item]
+        if say is not None and found.draw == settings.draws - 1:
+            accuracy = np.mean([row["accuracy"] for row in rows[-settings.draws :]])
+            took, began = time.perf_counter() - began, time.perf_counter()
+            say(f"{found.readout}, {found.budget} labels: accuracy {accuracy:.3f} ({took:.0f} s)")
+    return rows
+
+
+def read_out(
+    encoder: nn.Module,
+    train: ImageDataset,
+    val: ImageDataset,
+    test: ImageDataset,
+    settings: DownstreamSettings,
+    device: str | torch.device = "cpu",
+) -> Iterator[ReadOut]:
+    """What the read-outs of `downstream` say of each test image; arguments and errors are its own."""
     classes = _check(train, val, test, settings)
     parts = []
     for dataset in (train, val, test):
         assert dataset.labels is not None
         parts.append(Labelled(features(encoder, dataset, device), dataset.labels))
-    rows: list[Row] = []
     for readout in settings.readouts:
         for budget in settings.budgets:
-            named, began = "all" if budget is None else str(budget), time.perf_counter()
             for draw in range(settings.draws):
                 # Not of the read-out: both get the same labelled images.
                 source = np.random.SeedSequence([settings.seed, draw, budget or 0])
@@ -153,12 +193,8 @@ def downstream(
                     found, chosen = readouts.paper(labelled, choice, parts[2], classes, settings, number, device)
                 else:
                     found, chosen = readouts.logistic(labelled, choice, parts[2], classes, settings)
-                about = {"readout": readout, "budget": named, "draw": draw, "labels": len(labelled.labels)}
-                rows.append(Row(**about, chosen=chosen, **scores(found, parts[2].labels)))  # type: ignore[typeddict-item]
-            if say is not None:
-                accuracy = np.mean([row["accuracy"] for row in rows[-settings.draws :]])
-                say(f"{readout}, {named} labels: accuracy {accuracy:.3f} ({time.perf_counter() - began:.0f} s)")
-    return rows
+                named = "all" if budget is None else str(budget)
+                yield ReadOut(readout, named, draw, len(labelled.labels), chosen, found)
 
 
 def scores(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -86,7 +86,7 @@ class EarlyStopping:
 
 def epoch_timesteps(game: MaskGame) -> int:
     """Masks of an epoch: of as many updates as it takes all slots together to see as many images as there are."""
-    return -(-len(game.dataset) // game.num_envs) * game.num_envs * game.repeat * game.steps
+    return -(-len(game.dataset) // game.total_envs) * game.total_envs * game.repeat * game.steps
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from maskaug.benchmarks.readouts import READOUTS, DownstreamSettings
 from maskaug.benchmarks.reports import correlations, heading_of, report_on
 from maskaug.benchmarks.run import RunFolder, read_config
 from maskaug.benchmarks.training import JUDGE, MASKER, Print, dataset_of, env_keywords, played
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import load_judge, make_judge
 from maskaug.envs.judging import frozen_reward
 from maskaug.envs.networks import at_once

@@ -23,12 +23,14 @@ from maskaug.agents.apga import APGA
 from maskaug.agents.distilled import Distilled
 from maskaug.agents.end_to_end import EndToEnd
 from maskaug.agents.gradients import Gradient
-from maskaug.agents.heuristics import Cutout, GradCAM, InputGradient
+from maskaug.agents.heuristics import Cutout
+from maskaug.agents.saliency import GradCAM, InputGradient
 from maskaug.benchmarks.folds_table import folds_table, summary_of
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords, played
-from maskaug.envs.datasets import ImageDataset, dataset_options
+from maskaug.envs.dataset_registry import dataset_options
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.ensemble import Ensemble
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from maskaug.envs.actions import ActionRule
-from maskaug.envs.datasets import find_root
+from maskaug.envs.dataset_registry import find_root
 from maskaug.envs.defaults import default_grid, default_image_size
 from maskaug.envs.game import MaskGame
 from maskaug.envs.registration import TABLE

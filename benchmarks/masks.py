@@ -7,18 +7,20 @@ the selected part.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from maskaug.agents.agent import GridSpec
 from maskaug.agents.heuristics import FixedMask, RandomMasks
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.masking import (
     cells_to_mask,
     filler,
@@ -27,7 +29,7 @@ from maskaug.envs.masking import (
 )
 from maskaug.envs.networks import at_once
 from maskaug.envs.rewards import RewardModel
-from maskaug.envs.rows import blocks
+from maskaug.envs.rows import RegionArray, blocks
 
 #: how often random masks are drawn and masks are swapped; an image's figure is the mean over the draws.
 DRAWS = 10
@@ -78,9 +80,47 @@ def control_masks(
     }
     if dataset.regions is not None and train.outlined.any():
         masks["mean_region"] = [best(FixedMask.mean_region(spec, train).scores(blind))]
-        shares = [mask_to_cells(torch.from_numpy(block), spec.grid) for block in blocks(dataset.regions)]
-        masks["ceiling"] = [spec.best(torch.cat(shares))]
+        masks["ceiling"] = [spec.best(region_shares(dataset.regions, spec.grid))]
     return masks
+
+
+def region_shares(regions: RegionArray, grid: int) -> Tensor:
+    """The share of each cell that the known region covers: (N, H, W) bool → (N, g, g) float32, from 0 to 1."""
+    return torch.cat([mask_to_cells(torch.from_numpy(block), grid) for block in blocks(regions)])
+
+
+def oracle_scores(dataset: ImageDataset, grid: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    """The ranking of somebody who knows the region, for the arm that is told: (N, g, g) float32.
+
+    Cells rank by the share of them that the region covers; those that it does not touch by how near to it they are, so
+    that a mask of more area than the region has is the region and what is around it. Chance decides between cells that
+    tie: half a pixel's share at most, which changes no other order.
+
+    An image without a region is given that of another, drawn from those that have one: an aiding view hides all but
+    the mask, and who is trained on such views must not read the label off the shape, or the place, of what is left.
+    Such a mask is no oracle's, and nothing but a control of the same shape: score masks on `dataset.with_region()`.
+
+    Args:
+        dataset: with known regions.
+        grid: g; divides the images' height and width.
+        seed: of whose region is given, and of ties.
+
+    Raises:
+        DatasetError: no region is known.
+    """
+    if dataset.regions is None or not dataset.outlined.any():
+        raise DatasetError(f"{dataset.name} has no known regions, and the oracle looks at them; leave the oracle out")
+    rng = np.random.default_rng(seed)
+    has = np.flatnonzero(dataset.outlined)
+    whose = np.where(dataset.outlined, np.arange(len(dataset)), rng.choice(has, len(dataset)))
+    shares = region_shares(dataset.regions, grid).numpy().astype(np.float64)[whose]
+    away = np.stack([distance_transform_edt(covered == 0) for covered in shares])
+    chance = rng.random(shares.shape)
+    near = 1 - away / (math.sqrt(2) * grid)
+    # Two distances differ by at least 1 / (4 g²) here: squares of distances are whole numbers of cells.
+    rest = np.where(shares > 0, chance, near + chance / (8 * grid**2))
+    half_a_pixel = grid**2 / (2 * math.prod(dataset.shape[1:]))
+    return (shares + half_a_pixel * rest / 1.2).astype(np.float32)
 
 
 def hits(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[str, npt.NDArray[np.float64]]:
@@ -98,20 +138,26 @@ def hits(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[s
             middles.append((total / cells.sum((1, 2))).long().clamp(max=size - 1))
         return regions[torch.arange(len(cells)), middles[0], middles[1]]
 
-    return _against_regions(hit, masks, dataset)
+    return against_regions(hit, masks, dataset)
 
 
 def retentions(masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset) -> dict[str, npt.NDArray[np.float64]]:
     """Name → (M,) retention of every image that has a region, averaged over the draws."""
-    return _against_regions(
+    return against_regions(
         lambda cells, regions: retention(cells_to_mask(cells, *regions.shape[1:]), regions), masks, dataset
     )
 
 
-def _against_regions(
+def against_regions(
     measure: Callable[[Tensor, Tensor], Tensor], masks: Mapping[str, Sequence[Tensor]], dataset: ImageDataset
 ) -> dict[str, npt.NDArray[np.float64]]:
-    # Cells (m, g, g) and regions (m, H, W) → (m,), a few at a time: the regions may be more than memory holds.
+    """Name → `measure` of every image that has a region, averaged over the draws; empty where none has.
+
+    Args:
+        measure: cells (m, g, g) bool and regions (m, H, W) bool → (m, …).
+        masks: name → cells (N, g, g) bool, one for each draw.
+        dataset: the images; a few of their regions at a time, which may be more than memory holds.
+    """
     if dataset.regions is None or not dataset.outlined.any():
         return {}
     result: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in masks}

@@ -73,13 +73,24 @@ def reconstruction_rows(
         fill: what hidden pixels become.
         side: of each panel, pixels.
     """
-    images = np.array(dataset.images)
-    hidden, restored = fill_in(judge, images, masks, fill)
+    hidden, restored = fill_in(judge, np.array(dataset.images), masks, fill)
+    return restored_rows(dataset, scores, masks.numpy(), hidden, restored, side)
+
+
+def restored_rows(
+    dataset: ImageDataset,
+    scores: npt.NDArray[np.float32] | None,
+    masks: npt.NDArray[np.bool_],
+    hidden: Picture,
+    restored: Picture,
+    side: int,
+) -> list[list[Picture]]:
+    """`reconstruction_rows` of what `fill_in` gave: hidden and restored images, (N, C, H, W) uint8 both."""
     result = []
-    for i, image in enumerate(images):
+    for i, image in enumerate(np.array(dataset.images)):
         base = to_rgb(image, side)
         region = dataset.regions[i] if dataset.regions is not None and dataset.outlined[i] else None
-        mask = masks[i].numpy()
+        mask = masks[i]
         panels = [
             base,
             np.full_like(base, 24) if scores is None else heat(base, scores[i]),

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from maskaug.benchmarks.classifiers import classifier_scores, sentence
 from maskaug.benchmarks.training import dataset_of, env_keywords
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import resolve_device
 from maskaug.envs.judges import make_judge, save_judge
 from maskaug.envs.pretrain import FitSettings, evaluate_classifier, fit_classifier
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from maskaug.agents.heuristics import FixedMask, LocalVariance
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.training import env_keywords
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_json
@@ -76,20 +78,33 @@ def normalised_rewards(held_out: MaskVectorEnv, maskers: Mapping[str, Any]) -> d
         "random" and "oracle", the mean and the best reward of all patches; of each masker "….reward" and
         "….normalised", (achieved − random) ÷ (oracle − random).
     """
-    images = held_out.dataset.images
     every = held_out.game.action_rewards(np.arange(len(held_out.dataset)))
     random, oracle = float(every.mean()), float(every.max(1).mean())
     result = {"random": random, "oracle": oracle}
-    chunk = at_once(*held_out.dataset.shape[1:])
     for name, masker in maskers.items():
-        parts = [
-            masker.predict(np.array(images[first : first + chunk]), deterministic=True)[0]
-            for first in range(0, len(images), chunk)
-        ]
-        reward = float(every[np.arange(len(every)), np.concatenate(parts)].mean())
+        reward = achieved(every, chosen_patches(held_out.dataset, masker))
         result[f"{name}.reward"] = reward
         result[f"{name}.normalised"] = (reward - random) / (oracle - random)
     return result
+
+
+def chosen_patches(dataset: ImageDataset, masker: Any) -> npt.NDArray[np.int64]:
+    """(M,) the number of the patch that whatever has `predict` chooses on each image."""
+    images, chunk = dataset.images, at_once(*dataset.shape[1:])
+    parts = [
+        masker.predict(np.array(images[first : first + chunk]), deterministic=True)[0]
+        for first in range(0, len(images), chunk)
+    ]
+    return np.concatenate(parts)
+
+
+def achieved(every: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64]) -> float:
+    """The mean reward of chosen patches (M,), of the rewards of all of them (M, A).
+
+    >>> achieved(np.array([[1.0, 2.0], [3.0, 5.0]], np.float32), np.array([1, 0]))
+    2.5
+    """
+    return float(every[np.arange(len(every)), chosen].mean())
 
 
 def one_seed(settings: RegretSettings, seed: int) -> dict[str, float]:

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from torch import nn
 
 from maskaug.agents.apga import APGA
-from maskaug.agents.heuristics import InputGradient
+from maskaug.agents.saliency import InputGradient
 from maskaug.benchmarks.masks import control_masks, retentions
 from maskaug.benchmarks.reports import all_scores
 from maskaug.benchmarks.training import dataset_of, env_keywords
 from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.files import write_json
 from maskaug.envs.judges import make_judge
@@ -74,7 +75,8 @@ def frozen_classifier(env_id: str, env: Mapping[str, Any], judge_updates: int, s
     train, val, test = (dataset_of({k: v for k, v in keywords.items()}, split) for split in ("train", "val", "test"))
     judge = make_judge("small", train.shape[0], len(train.class_names), seed)
     began = time.process_time()
-    fit_classifier(judge, train, val, FitSettings(updates=judge_updates, seed=seed))
+    device = resolve_device(keywords.get("device", "cpu"))
+    fit_classifier(judge, train, val, FitSettings(updates=judge_updates, seed=seed), device=device)
     seconds = time.process_time() - began
     return Judged({**keywords, "joint": False, "reward_model": judge}, judge, train, test, seconds)
 

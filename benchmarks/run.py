@@ -47,7 +47,7 @@ class RunFolder:
                 raise ConfigurationError(
                     f"{self.path} holds a run already; add --resume to continue it, or choose another --out"
                 )
-            changed = _differences(read_config(self.path)["asked"], asked)
+            changed = differences(read_config(self.path)["asked"], asked)
             if changed:
                 raise ConfigurationError(
                     f"{self.path} holds a run with another {', '.join(changed)}; --resume continues a run with the "
@@ -134,7 +134,7 @@ class RunFolder:
     def results(self, values: Mapping[str, float]) -> None:
         """Merge flat metric → number into results.json; what is not finite is left out."""
         file = self.path / "results.json"
-        known = _read_json(file) if file.exists() else {}
+        known = read_json(file) if file.exists() else {}
         write_json(file, {**known, **{k: v for k, v in values.items() if np.isfinite(v)}})
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigurationError(
             f"{path} is not a run's folder (it has no config.json); give the --out of a `maskaug train`"
         )
-    config = _read_json(file)
+    config = read_json(file)
     if not {"asked", "resolved"} <= set(config):
         raise ConfigurationError(f"{file} was not written by `maskaug train`; choose another folder")
     return config
@@ -191,7 +191,8 @@ def _half_written(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == ".part"
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A file's JSON object. What is none raises ConfigurationError."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -203,13 +204,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The names of what differs, those inside a nested object with a dot."""
     names: list[str] = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            names += _differences(old, new, f"{prefix}{key}.")
+            names += differences(old, new, f"{prefix}{key}.")
         elif old != new:
             names.append(prefix + key)
     return names

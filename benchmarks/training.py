@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,9 @@ from maskaug.benchmarks.pictures import masks_picture
 from maskaug.benchmarks.reports import correlations, few_of, heading_of, report_on
 from maskaug.benchmarks.run import RunFolder
 from maskaug.benchmarks.starting import START, check_warm_start, start_agent, start_judge, warm_judge
-from maskaug.envs.datasets import ImageDataset, dataset_options, load_dataset
+from maskaug.envs.dataset_registry import dataset_options, load_dataset
+from maskaug.envs.datasets import ImageDataset
+from maskaug.envs.distributed import ALONE, Ranks
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.game import MaskGame
@@ -86,6 +89,7 @@ def train(
     resume: bool,
     progress_bar: bool,
     say: Print = print,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Train an agent; leaves `RunFolder`'s files, masker.safetensors and judge.safetensors in `out`.
 
@@ -95,7 +99,7 @@ def train(
         out: the run's folder.
         total_timesteps: masks to be judged in all, earlier parts of a resumed run included.
         epochs: the same as passes over the training images, see `epoch_timesteps`; one of the two.
-        num_envs: images a batch.
+        num_envs: images a batch, those of all ranks together.
         seed: of everything that is drawn.
         device: "auto", "cpu", "cuda", …
         env: keywords of the environment over its registered ones.
@@ -108,9 +112,11 @@ def train(
         resume: continue from the last checkpoint.
         progress_bar: show one.
         say: where lines for people go.
+        ranks: the processes that play this one game, each of which calls this; see `maskaug.envs.distributed.joined`.
+            The first alone writes the folder, says something and looks at held-out images.
 
     Returns:
-        The flat metrics that results.json holds.
+        The flat metrics that results.json holds; on the other ranks nothing.
     """
     if (total_timesteps is None) == (epochs is None):
         raise ConfigurationError("total_timesteps and epochs both say how long a run is; give one of them")
@@ -125,7 +131,9 @@ def train(
         raise ConfigurationError(f"patience={patience} must be at least 0, which switches it off")
     files = {k: str(Path(v).expanduser().resolve()) for k, v in (weights or {}).items()}
     env = {k: _from_anywhere(k, v) for k, v in env.items() if v is not None}
-    keywords = {**env_keywords(env_id, env), "seed": seed, "device": device}
+    here = device if ranks.device is None else str(ranks.device)
+    keywords = {**env_keywords(env_id, env), "seed": seed, "device": here}
+    slots = ranks.share(num_envs, "num_envs")
     asked = {
         "agent": agent_name, "env_id": env_id, "num_envs": num_envs, "seed": seed, "device": device,
         "env": env, "settings": dict(settings),
@@ -133,13 +141,16 @@ def train(
         # None as in a run of an earlier version, which had none of these.
         "patience": patience or None, "warm_start": warm_start or None, "weights": files or None,
     }  # fmt: skip
-    folder = RunFolder(out, asked, resume=resume)
+    folder = RunFolder(out, asked, resume=resume) if ranks.first else None
+    if folder is None:
+        say = _nothing
     _refuse_leakage(keywords)
     vector = cast(
         MaskVectorEnv,
-        gym.make_vec(env_id, num_envs=num_envs, **keywords).unwrapped,
+        gym.make_vec(env_id, num_envs=slots, **keywords).unwrapped,
     )
     game = vector.game
+    game.spread(ranks)
 
     def judging(current: Agent) -> RewardModel:
         # The environment's judge has learnt nothing where the agent trains its own and plays no masks.
@@ -150,12 +161,12 @@ def train(
 
     if warm_start:
         check_warm_start(game)
-    checkpoint = folder.newest_checkpoint()
+    checkpoint = ranks.from_first(None if folder is None else folder.newest_checkpoint())
     if checkpoint is None:
         start_judge(game, files.get("imagenet"))
 
     def new_agent() -> Agent:
-        made = AGENTS[agent_name](vector, seed=seed, device=device, **settings)
+        made = AGENTS[agent_name](vector, seed=seed, device=here, **settings)
         if checkpoint is None:
             start_agent(made, files)
         return made
@@ -179,41 +190,47 @@ def train(
         say(f"continuing {out} at {agent.num_timesteps} timesteps")
     if agent.num_timesteps < total:
         agent.check_length(total - agent.num_timesteps)
-    folder.start(
-        {
-            "data": {"name": train_set.name, "source": train_set.source, "split": train_set.split,
-                     "images": len(train_set), "shape": list(train_set.shape), "digest": train_set.digest,
-                     "licence": train_set.licence, "citation": train_set.citation},
-            "env": {**_defaults(), **keywords, "area": game.rule.area, "area_price": game.rule.price,
-                    "image_size": train_set.shape[1], "grid": game.rule.grid},
-            "settings": agent.about()["settings"],
-            "device": str(game.device),
-        },
-        agent.num_timesteps,
-    )  # fmt: skip
+    if folder is not None:
+        folder.start(
+            {
+                "data": {"name": train_set.name, "source": train_set.source, "split": train_set.split,
+                         "images": len(train_set), "shape": list(train_set.shape), "digest": train_set.digest,
+                         "licence": train_set.licence, "citation": train_set.citation},
+                "env": {**_defaults(), **keywords, "area": game.rule.area, "area_price": game.rule.price,
+                        "image_size": train_set.shape[1], "grid": game.rule.grid},
+                "settings": agent.about()["settings"],
+                "device": str(game.device),
+                "processes": ranks.world,
+            },
+            agent.num_timesteps,
+        )  # fmt: skip
     taught = "learns along" if game.joint else "frozen"
     if agent.plays_no_masks:
         taught = "trained by the agent" if "reward_model" not in env else "not asked"
     say(
         f"{agent.title} on {env_id}: {len(train_set)} images of {train_set.name} ({train_set.source}), "
         f"{num_envs} at a time × {game.repeat} tries, {epoch} masks an epoch, judge {taught}, {game.device}"
+        f"{'' if ranks.alone else f' and {ranks.world - 1} more'}"
     )
     results: dict[str, float] = {}
     if warm_start:
         if checkpoint is None and not (out / START).is_file():
             say("warm start: the judge learns from clean images until it has converged")
-        about = warm_judge(
-            out / START,
-            game,
-            held_out,
-            epochs=epochs,
-            patience=patience,
-            seed=seed,
-            progress_bar=progress_bar,
-            play=checkpoint is None,
-        )
-        results |= {f"judge.start.val.{k}": v for k, v in about["val"].items()}
-        say(f"the judge starts with a validation accuracy of {about['val']['accuracy']:.3f}")
+        if folder is not None:
+            about = warm_judge(
+                out / START,
+                game,
+                held_out,
+                epochs=epochs,
+                patience=patience,
+                seed=seed,
+                progress_bar=progress_bar,
+                play=checkpoint is None,
+            )
+            results |= {f"judge.start.val.{k}": v for k, v in about["val"].items()}
+            say(f"the judge starts with a validation accuracy of {about['val']['accuracy']:.3f}")
+        judge_now = game.reward_model.model
+        ranks.copy_first([*judge_now.parameters(), *judge_now.buffers()])
         if checkpoint is None:
             # Its policy may start from the judge's trunk.
             agent = new_agent()
@@ -221,27 +238,39 @@ def train(
 
     def save() -> None:
         extra = {} if stopping is None else {"stopping": stopping.state()}
-        agent.save_checkpoint(folder.checkpoint_path(agent.num_timesteps), **extra)
-        folder.tidy()
+        # The others have a part in it, and write nothing.
+        path = os.devnull if folder is None else folder.checkpoint_path(agent.num_timesteps)
+        agent.save_checkpoint(path, **extra)
+        if folder is not None:
+            folder.tidy()
 
     def after_update(current: Agent, metrics: Mapping[str, float]) -> bool:
         nonlocal last_saved
-        looked = {} if stopping is None else stopping.look(current)
-        folder.log(current.num_timesteps, {**metrics, **looked})
+        if folder is not None:
+            looked = {} if stopping is None else stopping.look(current)
+            folder.log(current.num_timesteps, {**metrics, **looked})
         if current.num_timesteps - last_saved >= (checkpoint_every or epoch):
             last_saved = current.num_timesteps
             save()
-            picture = masks_picture(current, check_set, judging(current), game.fill, rows=4, blocks=1)
-            folder.image("masks", picture, current.num_timesteps)
-            some = few_of(check_set) if current.spec.pixels else check_set
-            values = report_on(current, some, train_set, None, game.fill).flat(check_set.split)
-            values |= correlations(current, check_set, game.reward_model, game.fill)
-            folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in values.items()}, csv_row=False)
-        return stopping is None or not stopping.over
+            if folder is not None:
+                look(current, folder)
+            ranks.wait()
+        return stopping is None or ranks.from_first(not stopping.over)
+
+    def look(current: Agent, folder: RunFolder) -> None:
+        picture = masks_picture(current, check_set, judging(current), game.fill, rows=4, blocks=1)
+        folder.image("masks", picture, current.num_timesteps)
+        some = few_of(check_set) if current.spec.pixels else check_set
+        values = report_on(current, some, train_set, None, game.fill).flat(check_set.split)
+        values |= correlations(current, check_set, game.reward_model, game.fill)
+        folder.log(current.num_timesteps, {f"eval/{k}": v for k, v in values.items()}, csv_row=False)
 
     if agent.num_timesteps < total and not (stopping is not None and stopping.over):
-        agent.learn(total - agent.num_timesteps, after_update, progress_bar)
+        agent.learn(total - agent.num_timesteps, after_update, progress_bar and ranks.first)
         save()
+    if folder is None:
+        vector.close()
+        return {}
     if stopping is not None:
         stopping.put_best(agent)
         results |= stopping.results()
@@ -272,6 +301,10 @@ def train(
     vector.close()
     say(f"\n{check_set.name}, {check_set.split} split, {report.images} images\n{report.table()}\n\nwrote {out}/")
     return results
+
+
+def _nothing(line: str) -> None:
+    """The first rank says it."""
 
 
 def _refuse_leakage(keywords: Mapping[str, Any]) -> None:

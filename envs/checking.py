@@ -54,7 +54,8 @@ import numpy as np
 import numpy.typing as npt
 
 from maskaug.envs.consistency import Images, inconsistencies
-from maskaug.envs.datasets import FRACTIONS, SPLITS, ImageDataset, dataset_spec, read_dataset
+from maskaug.envs.dataset_registry import dataset_spec, read_dataset
+from maskaug.envs.datasets import FRACTIONS, SPLITS, ImageDataset
 from maskaug.envs.defaults import default_image_size
 from maskaug.envs.duplicates import alike, fingerprint
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError

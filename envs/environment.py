@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -17,9 +18,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
-from maskaug.envs.game import MaskGame, Outcome
+from maskaug.envs.game import MaskGame
+from maskaug.envs.outcome import Outcome
 from maskaug.envs.rendering import render_step
 
 Images = npt.NDArray[np.uint8]
@@ -386,8 +389,8 @@ class MaskEnv(gym.Env[Images, Any]):
 
 
 def on_host(terms: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float32]]:
-    """Tensors (N, …) float32 → arrays of the same shapes, in one transfer."""
-    if all(value.device.type == "cpu" for value in terms.values()):
+    """Tensors (N, …) float32, all on one device → arrays of the same shapes, in one transfer."""
+    if all(value.device.type == "cpu" for value in itertools.islice(terms.values(), 1)):
         return {name: value.numpy() for name, value in terms.items()}
     flat = [value.flatten(1) if value.ndim > 1 else value[:, None] for value in terms.values()]
     table = torch.cat(flat, 1).cpu().numpy()

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from maskaug.envs.datasets import dataset_names, dataset_spec
+from maskaug.envs.dataset_registry import dataset_names, dataset_spec
 from maskaug.envs.errors import ConfigurationError
 
 

@@ -57,13 +57,13 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """JSON with sorted keys, atomically. NaN is refused: a reader in another language could not read it."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    atomic_write(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """UTF-8, lines ending as in `text`, atomically."""
+    atomic_write(path, lambda temporary: _write_bytes(temporary, text.encode()))
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

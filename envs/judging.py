@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 
 from maskaug.envs.actions import ActionRule
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.errors import JudgeError
+from maskaug.envs.distributed import ALONE, Ranks
+from maskaug.envs.errors import ConfigurationError, JudgeError
+from maskaug.envs.game_state import on_host, share_of, whole_of
+from maskaug.envs.generators import generator_of
 from maskaug.envs.masking import cell_means, cells_to_mask, filler, keep
 from maskaug.envs.memory import Demand, Trial
 from maskaug.envs.pictures import Pictures
@@ -72,6 +76,13 @@ class Judging(ABC):
         self.reward_model = reward_model
         self.dataset, self.pictures, self.num_envs, self.rule, self.joint = dataset, pictures, num_envs, rule, joint
         self._loss: float | Tensor = float("nan")
+        #: the processes that play this game; see `MaskGame.spread`.
+        self.ranks = ALONE
+
+    def spread(self, ranks: Ranks) -> None:
+        """From now on the slots are those of one among several `ranks`."""
+        self.reward_model.spread(ranks)
+        self.ranks = ranks
 
     @property
     def loss(self) -> float:
@@ -128,10 +139,10 @@ class Judging(ABC):
         self._loss = float(state["loss"])
 
     def _refuse_infinite(self, gain: Tensor, index: npt.NDArray[np.int64]) -> None:
-        finite = gain.isfinite()
-        # One question for all; which they are is asked only if there are any.
-        if not bool(finite.all()):
-            self._refuse(index[~finite.cpu().numpy()])
+        # One question for all: a sum with something infinite in it is not finite. Which they are is asked only then;
+        # where finite ones alone are too large for their sum, there are none.
+        if not math.isfinite(float(gain.sum())):
+            self._refuse(index[~gain.isfinite().cpu().numpy()])
 
     def _refuse(self, bad: npt.NDArray[np.int64]) -> None:
         if len(bad):
@@ -188,6 +199,12 @@ class ClassifierJudging(Judging):
         self._pending_index = np.zeros(0, np.int64)
         self._pending_cells = self._best_cells[:0]
 
+    def spread(self, ranks: Ranks) -> None:
+        """See `Judging.spread`; each rank learns from its share of every batch."""
+        if self.joint:
+            ranks.share(self._batch, "judge_batch")
+        super().spread(ranks)
+
     def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """See `Judging.judge`; changes nothing."""
         terms = self.reward_model.score(shown, self._clean_answers(scene.picture, scene.images), scene.truth)
@@ -196,11 +213,12 @@ class ClassifierJudging(Judging):
 
     def demands(self) -> list[Demand]:
         """See `Judging.demands`: N images are judged, and an update sees its images clean and as aiding views."""
-        views = len(self.reward_model.views)
+        views, world = len(self.reward_model.views), self.ranks.world
         judged = self._trial(learns=False)
-        found = [Demand("num_envs", self.num_envs, views * self.num_envs, judged, each=views)]
+        found = [Demand("num_envs", self.num_envs * world, views * self.num_envs, judged, views, world)]
         if self.joint:
-            found.append(Demand("judge_batch", self._batch, 2 * self._batch, self._trial(learns=True), each=2))
+            learns, share = self._trial(learns=True), self._batch // world
+            found.append(Demand("judge_batch", self._batch, 2 * share, learns, 2, world))
         return found
 
     def blank(self) -> dict[str, Tensor]:
@@ -224,8 +242,10 @@ class ClassifierJudging(Judging):
         if self.joint:
             taught = slots[self._tried[slots]]
             rows = torch.from_numpy(taught).to(self._best.device)
-            self._pending_index = np.concatenate([self._pending_index, picture[taught]])
-            self._pending_cells = torch.cat([self._pending_cells, self._best_cells[rows]])
+            # In the order of all slots: every rank knows the whole queue.
+            index = self.ranks.gather(torch.from_numpy(picture[taught])).numpy()
+            self._pending_index = np.concatenate([self._pending_index, index])
+            self._pending_cells = torch.cat([self._pending_cells, self.ranks.gather(self._best_cells[rows])])
             self._best[rows] = -torch.inf
             self._tried[slots] = False
 
@@ -263,10 +283,14 @@ class ClassifierJudging(Judging):
         return self._clean[torch.from_numpy(picture).to(device)]
 
     def _update(self, picture: npt.NDArray[np.int64], cells: Tensor) -> None:
-        images = self.pictures.at(picture)
+        # Of the whole batch, its share of it.
+        rows = self.ranks.rows(len(picture))
         noise = None
         if self._fill == "noise":
-            noise = torch.from_numpy(self._rng.standard_normal(images.shape, np.float32)).to(images.device)
+            drawn = self._rng.standard_normal((len(picture), *self.dataset.shape), np.float32)[rows]
+            noise = torch.from_numpy(drawn).to(cells.device)
+        picture, cells = picture[rows], cells[rows]
+        images = self.pictures.at(picture)
         aiding = keep(images, cells_to_mask(cells, *images.shape[2:]), filler(images, self._fill, noise))
         labels = self._labels[torch.from_numpy(picture % len(self.dataset)).to(self._labels.device)]
         self._loss = self.reward_model.update(images, aiding, labels)["judge_loss"]
@@ -274,16 +298,15 @@ class ClassifierJudging(Judging):
     def state(self) -> dict[str, Any]:
         """See `Judging.state`."""
         current = self._known_version == self.reward_model.weights_version()
+        slots = {"tried": self._tried.copy(), "best": self._best.clone(), "best_cells": self._best_cells.clone()}
+        answers = {"clean": self._clean.clone(), "known": self._known & current}
         return {
             **super().state(),
+            **whole_of(slots, self.ranks),
             "rng": self._rng.bit_generator.state,
-            "tried": self._tried.copy(),
-            "best": self._best.clone(),
-            "best_cells": self._best_cells.clone(),
             "pending_index": self._pending_index.copy(),
             "pending_cells": self._pending_cells.clone(),
-            "clean": self._clean.clone(),
-            "known": self._known & current,
+            **(answers if self.ranks.alone else {"of_ranks": self.ranks.everyone(on_host(answers))}),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -291,13 +314,20 @@ class ClassifierJudging(Judging):
         super().load_state(state)
         device = self.reward_model.device
         self._rng = generator_of(state["rng"])
-        self._tried[:] = state["tried"]
-        self._best, self._best_cells, self._pending_cells = (
-            torch.as_tensor(state[name], device=device).clone() for name in ("best", "best_cells", "pending_cells")
+        slots = share_of({name: state[name] for name in ("tried", "best", "best_cells")}, self.ranks)
+        self._tried[:] = slots["tried"]
+        self._best, self._best_cells = (
+            torch.as_tensor(slots[name], device=device).clone() for name in ("best", "best_cells")
         )
         self._pending_index = np.array(state["pending_index"])
-        self._clean.copy_(torch.as_tensor(state["clean"]))
-        self._known[:] = state["known"]
+        self._pending_cells = torch.as_tensor(state["pending_cells"], device=device).clone()
+        # What each rank knows differs in its last bits with the batches it came from. Of another number of ranks it
+        # is forgotten: it will be asked for again.
+        known = state.get("of_ranks", [state])
+        self._known[:] = False
+        if len(known) == self.ranks.world:
+            self._clean.copy_(torch.as_tensor(known[self.ranks.rank]["clean"]))
+            self._known[:] = known[self.ranks.rank]["known"]
         self._known_version = self.reward_model.weights_version()
 
 
@@ -310,6 +340,15 @@ class ReconstructionJudging(Judging):
     """
 
     reward_model: ReconstructionReward
+
+    def spread(self, ranks: Ranks) -> None:
+        """See `Judging.spread`; only with a judge that is frozen."""
+        if self.joint and not ranks.alone:
+            raise ConfigurationError(
+                "a reconstructor learns from one slot after the other, in the pass that rewards them, and not in "
+                "several processes; use joint=False with reward_model=FILE, or start one process"
+            )
+        super().spread(ranks)
 
     def judge(self, scene: Scene, cells: Tensor, shown: Tensor) -> dict[str, Tensor]:
         """See `Judging.judge`; with a joint judge this is where it learns."""
@@ -345,7 +384,8 @@ class ReconstructionJudging(Judging):
     def demands(self) -> list[Demand]:
         """See `Judging.demands`: N images are judged, and learnt from in the same pass, an update's at once."""
         at_once = min(self.num_envs, self.reward_model.batch) if self.joint else self.num_envs
-        return [Demand("num_envs", self.num_envs, at_once, self._trial(learns=self.joint))]
+        world = self.ranks.world
+        return [Demand("num_envs", self.num_envs * world, at_once, self._trial(learns=self.joint), shared=world)]
 
     def seed(self, rng: np.random.Generator) -> None:
         """Forget what waits for an update: one seed is to give one game."""
@@ -356,13 +396,6 @@ class ReconstructionJudging(Judging):
         device, grid = self.reward_model.device, self.rule.grid
         unknown = torch.full((self.num_envs, grid, grid), torch.nan, device=device)
         return {"gain": torch.zeros(self.num_envs, device=device), "cell_error": unknown}
-
-
-def generator_of(state: Mapping[str, Any]) -> np.random.Generator:
-    """A generator that goes on from a saved state."""
-    rng = np.random.Generator(np.random.PCG64())
-    rng.bit_generator.state = dict(state)
-    return rng
 
 
 def frozen_reward(

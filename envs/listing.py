@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from maskaug.envs.datasets import dataset_spec, find_root
+from maskaug.envs.dataset_registry import dataset_spec, find_root
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.folders import permitted
 

@@ -7,6 +7,8 @@ on one device and never change their arguments.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -81,12 +83,16 @@ def patch_count(grid: int, patch_cells: int) -> int:
 
 def patch_to_cells(actions: Tensor, grid: int, patch_cells: int) -> Tensor:
     """Corners (N,) int64, numbered row by row → cells (N, g, g) bool."""
-    side = grid - patch_cells + 1
-    along = torch.arange(grid, device=actions.device)
-    top, left = (actions // side)[:, None], (actions % side)[:, None]
-    rows = (along >= top) & (along < top + patch_cells)
-    cols = (along >= left) & (along < left + patch_cells)
-    return rows[:, :, None] & cols[:, None, :]
+    spans = _spans(grid, patch_cells, actions.device)
+    rows, columns = spans[actions // len(spans)], spans[actions % len(spans)]
+    return rows[:, :, None] & columns[:, None, :]
+
+
+@functools.lru_cache(maxsize=64)
+def _spans(grid: int, patch_cells: int, device: torch.device) -> Tensor:
+    # Which of the g cells along a side a patch covers, by where it begins: (g − patch_cells + 1, g) bool.
+    along, first = torch.arange(grid), torch.arange(grid - patch_cells + 1)[:, None]
+    return ((along >= first) & (along < first + patch_cells)).to(device)
 
 
 def patch_scores(cell_scores: Tensor, patch_cells: int) -> Tensor:

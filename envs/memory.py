@@ -125,6 +125,7 @@ class Demand:
         images: how many images go through a network at once then.
         trial: n → try n images.
         each: images for each unit of the keyword.
+        shared: processes among which the keyword's value is shared; `images` are those of one.
     """
 
     keyword: str
@@ -132,6 +133,7 @@ class Demand:
     images: int
     trial: Callable[[int], None]
     each: int = 1
+    shared: int = 1
 
 
 #: what there is to ask for; made only when asked, since it copies networks.
@@ -217,7 +219,7 @@ def _measure(demand: Demand, device: torch.device) -> tuple[int, int]:
 
 
 def _does_not_fit(demand: Demand, images: int, free: int, device: torch.device) -> ConfigurationError:
-    fits = images // demand.each
+    fits = images // demand.each * demand.shared
     room = f"the {free / 2**30:.1f} GiB that are free on {_name(device)}"
     if fits == 0:
         return ConfigurationError(

@@ -55,12 +55,17 @@ class Pictures:
             return images
         return torch.from_numpy(self._images[index]).to(self.device)
 
+    @property
+    def fetches(self) -> bool:
+        """Whether `fetch` does anything: not on a CPU, and not with what is on the device already."""
+        return self.device.type == "cuda" and self.resident is None
+
     def fetch(self, index: npt.NDArray[np.int64]) -> None:
         """Start to bring the images at `index` (M,) to a CUDA device, while it is busy with others.
 
         Their orientation does not matter yet: they are mirrored there.
         """
-        if self.device.type != "cuda" or self.resident is not None:
+        if not self.fetches:
             return
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]

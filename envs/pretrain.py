@@ -69,6 +69,7 @@ def fit_classifier(
     settings: FitSettings,
     *,
     view: View | None = None,
+    clean: bool = False,
     device: str | torch.device = "cpu",
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
@@ -81,6 +82,9 @@ def fit_classifier(
         settings: see `FitSettings`.
         view: a second view that is trained on beside the clean image with equal weight (APGA's aiding view). It sees
             the images before augmentation; flips and shifts then hit both alike.
+        clean: give batch norms the statistics of the clean images of `train` whenever `val` is looked at, and at the
+            end. With a view that hides parts they would else be those of hidden and clean images mixed, and choose
+            other moments than where there is none.
         device: where to train.
         progress: called after every step with its number and {"loss": …}.
 
@@ -121,7 +125,10 @@ def fit_classifier(
         if progress is not None:
             progress(step + 1, {"loss": float(loss.detach())})
         if val is not None and step + 1 in moments:
-            scores = evaluate_classifier(model, val, device=device)
+            if clean:
+                scores = evaluate_on_clean(model, val, train.images, device=device)
+            else:
+                scores = evaluate_classifier(model, val, device=device)
             model.train()
             if not best or scores["loss"] < best["loss"]:
                 best = {**scores, "update": float(step + 1)}
@@ -130,6 +137,8 @@ def fit_classifier(
     torch.autograd.graph.increment_version(model.parameters())
     if kept is not None:
         model.load_state_dict(kept)
+    if clean:
+        reestimate_statistics(model, train.images, batch=at_once(*train.shape[1:]))
     model.eval()
     return best or {"loss": float(loss.detach())}
 

@@ -20,7 +20,7 @@ class EnvRow:
 
     Attributes:
         id: what `gym.make` takes.
-        dataset: the data set's name in `maskaug.envs.datasets`.
+        dataset: the data set's name in `maskaug.envs.dataset_registry`.
         kwargs: the environment's defaults.
     """
 

@@ -16,7 +16,8 @@ from maskaug.envs.actions import is_number
 from maskaug.envs.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from maskaug.envs.game import MaskGame, Outcome
+    from maskaug.envs.game import MaskGame
+    from maskaug.envs.outcome import Outcome
 
 Picture = npt.NDArray[np.uint8]
 REGION = (64, 224, 208)

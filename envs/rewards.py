@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.envs.acceleration import PLAIN, Acceleration, load_optimiser
+from maskaug.envs.distributed import ALONE, Ranks
 from maskaug.envs.ensemble import members_of
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.masking import hide, keep
@@ -77,7 +78,13 @@ class RewardModel(ABC):
                 "joint=True trains the judge, but no parameter of reward_model requires a gradient; use joint=False"
             )
         self.lr = lr
+        #: the processes that it learns in; see `spread`.
+        self.ranks = ALONE
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr, fused=True) if trainable else None
+
+    def spread(self, ranks: Ranks) -> None:
+        """From now on learn with the judges of all `ranks` as one, each from its share of a batch."""
+        self.ranks = ranks
 
     def scale_lr(self, factor: float) -> None:
         """Learn with `factor` times the learning rate it was made with, from now on; a frozen judge has none."""
@@ -218,6 +225,14 @@ class ClassifierReward(RewardModel):
                         "give it a method features(images (N, C, H, W)) → (N, F), or use sensitivity='output'"
                     )
         super().__init__(model, objective, device, trainable=trainable, lr=lr, acceleration=acceleration)
+        # The judges as they are called in order to learn.
+        self._learners: tuple[nn.Module, ...] = self.judges
+
+    def spread(self, ranks: Ranks) -> None:
+        """See `RewardModel.spread`."""
+        super().spread(ranks)
+        if self.optimiser is not None:
+            self._learners = tuple(ranks.wrap(judge) for judge in self.judges)
 
     def answers(self, images: Tensor) -> Tensor:
         """What rewards are made of, in evaluation mode, without gradient: logits, or features.
@@ -299,19 +314,23 @@ class ClassifierReward(RewardModel):
 
         The paper takes one step for each (its steps 1 and 5); one step on both halves the number of passes through
         the optimiser and keeps the two from overwriting one another. Where it fails, nothing has changed.
+
+        Where several ranks learn, images, aiding views and labels are this one's share of a batch, and the loss is that
+        of the whole. Batch norm then normalises each share by itself, and its running statistics are averaged.
         """
         if self.optimiser is None:
             raise ConfigurationError("this judge is frozen (joint=False); make the environment with joint=True")
         with self._learning():
             inputs, truth = to_float(torch.cat([images, aiding])), torch.cat([labels, labels])
-            answers = [self.acceleration.forward(judge, inputs) for judge in self.judges]
+            answers = [self.acceleration.forward(judge, inputs) for judge in self._learners]
             losses = [functional.cross_entropy(answer, truth) for answer in answers]
             loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-            value = float(loss.detach())
+            value = self.ranks.mean({"loss": float(loss.detach())})["loss"]
             if not math.isfinite(value):
                 raise JudgeError(f"the judge's loss became {value} after {self.version} updates; lower judge_lr")
             self.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            self.ranks.average(self.model.buffers())
             self._step()
         return {"judge_loss": value}
 

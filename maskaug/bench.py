@@ -6,37 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
+from maskaug.bench_algorithms import bench_algorithms
+from maskaug.bench_apga import bench_apga
+from maskaug.bench_intelligent_masking import bench_intelligent_masking
+from maskaug.bench_throughput import bench_throughput
 from maskaug.benchmarks.presets import apga_play, pictures_of
 from maskaug.options import (
     APGAOptions,
-    Arm,
     EnvOptions,
     IntelligentMaskingOptions,
     MaskerArm,
-    Preset,
-    Readout,
     Split,
-    Way,
 )
-
-
-def bench_throughput(
-    out: Path | None = None,
-    num_envs: int | None = None,
-    rounds: int | None = None,
-    preset: Preset = "default",
-) -> None:
-    """Environment steps against the bare judge, and APGA's step against its unavoidable passes: CPU-time ratios.
-
-    Args:
-        out: a CSV file to write beside the table.
-        num_envs: N; 64, or 25 as published.
-        rounds: how often both sides are measured in turn, the median being reported; 20, or 3 as published.
-        preset: published measures that preset's step alone, at its own size: many minutes on a CPU.
-    """
-    from maskaug.benchmarks.throughput import throughput
-
-    throughput(num_envs=num_envs, rounds=rounds, out=out, preset=preset)
 
 
 def bench_retention(
@@ -99,86 +80,6 @@ def bench_regret(
         split=split, agent=agent.given(),
     )  # fmt: skip
     regret(settings, seeds, out)
-
-
-def bench_sb3(
-    game: Literal["reconstruction", "classification"] = "reconstruction",
-    seeds: int = 3,
-    arms: tuple[str, ...] | None = None,
-    total_timesteps: int | None = None,
-    judge_updates: int | None = None,
-    split: Split = "test",
-    out: Path | None = None,
-    env_id: str = "MaskAug-Synthetic-v0",
-    env: EnvOptions = EnvOptions(),
-) -> None:
-    """Stable-Baselines3's algorithms beside our own agents, on a frozen judge, with the same number of judged masks.
-
-    Args:
-        game: reconstruction (one patch, normalised reward) or classification (a quarter of the cells, retention).
-        seeds: how many, from 0; each draws its own images and judge.
-        arms: intelligent_masking or apga, algorithms (dqn, ppo, a2c, trpo, …), and as Stable-Baselines3 has them
-            (ppo_default, …); the others are compared with the first.
-        total_timesteps: masks that each arm has judged; 8 192, or 20 000 of classification.
-        judge_updates: of the judge before it is frozen; 800, or 1 500 of a classifier.
-        split: the images that are scored.
-        out: a JSON file for every figure of every seed.
-        env_id: whose images; on built-in ones, 3 000 of ultrasound in the reconstruction game.
-        env: the environment.
-    """
-    from maskaug.benchmarks.sb3_comparison import ARMS, ComparisonSettings, comparison
-
-    restores = game == "reconstruction"
-    play = pictures_of(env_id, env.given()) if restores else {**apga_play({}), **env.given()}
-    play = {k: v for k, v in play.items() if k != "repeat"}
-    comparison(
-        ComparisonSettings(
-            game, env_id, play, judge_updates or (800 if restores else 1500),
-            total_timesteps or (8192 if restores else 20_000), arms or ARMS[game], split,
-        ), seeds, out,
-    )  # fmt: skip
-
-
-def bench_intelligent_masking(
-    env_id: str = "MaskAug-Synthetic-v0",
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    updates: int = 400,
-    batch: int = 32,
-    area: float = 0.5,
-    arms: tuple[Arm, ...] = get_args(Arm),
-    budgets: tuple[int, ...] = (10, 50, 100, 0),
-    draws: int = 5,
-    readouts: tuple[Readout, ...] = ("paper", "logistic"),
-    out: Path | None = None,
-    device: str = "auto",
-    env: EnvOptions = EnvOptions(),
-    agent: IntelligentMaskingOptions = IntelligentMaskingOptions(),
-) -> None:
-    """Encoders pre-trained by different masks, read out with few labels: does the learned mask help?
-
-    Args:
-        env_id: whose images; on built-in ones, ultrasound unless --env.kind says otherwise.
-        seeds: each draws or splits the data anew.
-        updates: of every arm's reconstructor.
-        batch: images each.
-        area: share hidden by all arms but mae, none, autoencoder and those of one patch.
-        arms: which arms; what --out holds of others stays in the table.
-        budgets: numbers of labels; 0: all of them.
-        draws: how often the labels are drawn.
-        readouts: paper (its small network on the feature maps), logistic (regression on pooled features), or both.
-        out: a folder for results.json and arms.png.
-        device: auto, cpu, cuda, …
-        env: the environment.
-        agent: settings of Intelligent Masking.
-    """
-    from maskaug.benchmarks.arms import ArmsSettings
-    from maskaug.benchmarks.masking_arms import intelligent_masking
-
-    settings = ArmsSettings(
-        env_id, pictures_of(env_id, env.given()), area, updates, batch, arms, tuple(b or None for b in budgets), draws,
-        readouts, agent.given(),
-    )  # fmt: skip
-    intelligent_masking(settings, seeds, out, device)
 
 
 def bench_maskers(
@@ -258,36 +159,6 @@ def bench_area(
     area(settings, seeds, out, device)
 
 
-def bench_device(
-    num_envs: tuple[int, ...] = (64, 256, 1024),
-    judge: str = "densenet169",
-    image_size: int = 224,
-    images: int = 512,
-    ways: tuple[Way, ...] = get_args(Way),
-    rounds: int = 10,
-    steps: int = 4,
-    device: str = "auto",
-    out: Path | None = None,
-) -> None:
-    """Environment steps against the bare judge, in wall time, with tensors and with numpy: for a GPU.
-
-    Args:
-        num_envs: batches, one row each.
-        judge: small or densenet169.
-        image_size: pixels a side.
-        images: how many synthetic images are played.
-        ways: how the judge is computed; bf16 and compiled are channels last as well.
-        rounds: how often both sides are measured in turn; the median is reported.
-        steps: of the environment in a measurement.
-        device: auto, cpu, cuda, …
-        out: a CSV file to write beside the table.
-    """
-    from maskaug.benchmarks.device_throughput import DeviceSettings, device_throughput
-
-    settings = DeviceSettings(judge, image_size, images, ways, rounds, steps)
-    device_throughput(settings, num_envs, device, out)
-
-
 def bench_data(
     pictures: int = 200,
     source_size: int = 512,
@@ -320,15 +191,15 @@ def bench_data(
     data_throughput(settings, out, folder)
 
 
-#: name → command.
-BENCHMARKS: dict[str, Callable[..., None]] = {
+#: name → command; what it returns is the exit status, None being 0.
+BENCHMARKS: dict[str, Callable[..., int | None]] = {
     "retention": bench_retention,
     "maskers": bench_maskers,
     "area": bench_area,
     "throughput": bench_throughput,
-    "device": bench_device,
     "data": bench_data,
     "regret": bench_regret,
-    "sb3": bench_sb3,
+    "algorithms": bench_algorithms,
+    "apga": bench_apga,
     "intelligent-masking": bench_intelligent_masking,
 }

@@ -1,4 +1,5 @@
-"""The command line: `maskaug envs | train AGENT | evaluate RUN | export ZIP | pretrain | bench NAME | data check NAME`.
+"""The command line: `maskaug envs | train AGENT | evaluate RUN | export ZIP | pretrain | bench NAME | report DIR |
+data check NAME`.
 
 The same flags everywhere.
 """
@@ -25,6 +26,7 @@ from maskaug.options import (
     Readout,
     Split,
 )
+from maskaug.report import report
 
 
 def train_apga(
@@ -49,6 +51,7 @@ def train_apga(
     """Train APGA; it plays action="grid" with 4 tries an image and fill="blur" unless --env.… says otherwise.
 
     With --preset published everything is as its authors have it; maskaug/benchmarks/presets.py lists what is not.
+    `torchrun --nproc-per-node=N -m maskaug train apga …` trains it in N processes, a GPU each where there are any.
 
     Args:
         out: the run's folder.
@@ -72,16 +75,18 @@ def train_apga(
         agent: the agent.
     """
     from maskaug.benchmarks.training import train
+    from maskaug.envs.distributed import joined
 
     run = apga_run(
         preset, env.given(), agent.given(), total_timesteps=total_timesteps, epochs=epochs, num_envs=num_envs,
         checkpoint_every=checkpoint_every, patience=patience, warm_start=warm_start,
     )  # fmt: skip
     files = {"imagenet": imagenet, "vgg11": vgg11, "ternausnet": ternausnet}
-    train(
-        "APGA", env_id, out=out, seed=seed, device=device, resume=resume, progress_bar=sys.stderr.isatty(),
-        weights={name: file for name, file in files.items() if file is not None}, **vars(run),
-    )  # fmt: skip
+    with joined(device) as ranks:
+        train(
+            "APGA", env_id, out=out, seed=seed, device=device, resume=resume, progress_bar=sys.stderr.isatty(),
+            weights={name: file for name, file in files.items() if file is not None}, ranks=ranks, **vars(run),
+        )  # fmt: skip
 
 
 def train_intelligent_masking(
@@ -249,6 +254,7 @@ COMMANDS: dict[str, Callable[..., int | None] | Mapping[str, Callable[..., int |
     "evaluate": evaluate,
     "pretrain": pretrain,
     "bench": BENCHMARKS,
+    "report": report,
     "data": DATA,
 }  # fmt: skip
 
@@ -259,8 +265,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import maskaug  # noqa: F401 (registers the ids)
     from maskaug.envs.errors import MaskAugError
+    from maskaug.envs.torchrun import place
 
     words = list(sys.argv[1:] if arguments is None else arguments)
+    here = place()
+    if here.world > 1 and words[:2] != ["train", "apga"]:
+        if here.rank == 0:
+            print(
+                "maskaug: error: torchrun is for `maskaug train apga`; start others without it",
+                file=sys.stderr,
+            )
+        return 2
     commands, program = COMMANDS, "maskaug"
     if words and isinstance(group := COMMANDS.get(words[0]), Mapping):
         commands, program = dict(group), f"maskaug {words[0]}"
@@ -269,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int | None = tyro.extras.subcommand_cli_from_dict(flat, prog=program, args=words, description=__doc__)
     except (MaskAugError, gym.error.Error, OSError) as error:
-        print("maskaug: error:", " ".join(str(error).split()), file=sys.stderr)
+        which = f" (process {here.rank} of {here.world})" if here.rank else ""
+        print(f"maskaug: error{which}:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("maskaug: interrupted; a training run continues with --resume", file=sys.stderr)

@@ -10,9 +10,16 @@ Precision = Literal["fp32", "bf16"]
 Readout = Literal["paper", "logistic"]
 Preset = Literal["default", "published"]
 Arm = Literal[
-    "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "published"
+    "none", "autoencoder", "random", "centre", "mae", "variance", "swapped", "ours", "random_patch", "centre_patch",
+    "swapped_patch", "published",
+]  # fmt: skip
+Action = Literal["grid", "patch", "pixel", "box"]
+Passes = Literal["eager", "channels_last", "compiled"]
+Vectorization = Literal["native", "sync", "async", "dummy"]
+ThroughputPreset = Literal["smoke", "cpu", "paper"]
+ThroughputAgent = Literal[
+    "apga", "apga_joint", "apga_published", "intelligent_masking", "intelligent_masking_published", "ppo"
 ]
-Way = Literal["eager", "channels_last", "bf16", "compiled"]
 MaskerArm = Literal[
     "cutout", "grad_cam", "input_gradient", "gradient", "bagged", "end_to_end", "apga", "apga_judges", "apga_features",
     "distilled",

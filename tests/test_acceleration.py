@@ -25,7 +25,8 @@ from maskaug.agents.end_to_end import EndToEnd
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.benchmarks.masks import mask_report
 from maskaug.envs.acceleration import PLAIN, Acceleration, load_optimiser
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.judges import load_judge, make_judge, save_judge

@@ -14,7 +14,8 @@ from maskaug.envs.busi import list_busi, load_busi, write_example
 from maskaug.envs.busi_files import CLASSES
 from maskaug.envs.checking import check_dataset
 from maskaug.envs.crops import choose_crops
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.fitting import fit_plane
 from maskaug.envs.images import Reading, fit_region, read_grey, read_mask, resize

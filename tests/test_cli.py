@@ -18,7 +18,7 @@ from maskaug import cli
 from maskaug.agents.apga import APGASettings
 from maskaug.benchmarks.presets import apga_play
 from maskaug.cli import main
-from maskaug.envs.datasets import dataset_options
+from maskaug.envs.dataset_registry import dataset_options
 from maskaug.envs.game import MaskGame
 from maskaug.envs.registration import TABLE
 from maskaug.options import APGAOptions, EnvOptions

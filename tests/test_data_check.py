@@ -22,7 +22,8 @@ from maskaug.data import DATA, DataOptions, as_text
 from maskaug.envs import busi, mura
 from maskaug.envs.checking import __doc__ as table
 from maskaug.envs.checking import check_dataset, check_listing
-from maskaug.envs.datasets import SPLITS, ImageDataset, dataset_names, dataset_spec, load_dataset
+from maskaug.envs.dataset_registry import dataset_names, dataset_spec, load_dataset
+from maskaug.envs.datasets import SPLITS, ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.examples import write_example
 from maskaug.envs.findings import KINDS, Finding, Item, Report

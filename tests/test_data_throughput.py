@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from maskaug.benchmarks import data_throughput as module
-from maskaug.benchmarks.data_throughput import DataSettings, data_throughput, in_turn, random_batches, stand_in
+from maskaug.benchmarks.data_throughput import DataSettings, data_throughput, random_batches, stand_in
+from maskaug.benchmarks.timing import in_turn
 from maskaug.cli import main
 from maskaug.envs import rows
 from maskaug.envs.errors import ConfigurationError
@@ -102,7 +103,7 @@ def test_sides_take_turns_and_the_first_does_not_count() -> None:
         while time.process_time() < until:
             pass
 
-    a, b = in_turn(lambda: busy("a", 0.01), lambda: busy("b", 0.03), 3)
+    a, b = in_turn((lambda: busy("a", 0.01), lambda: busy("b", 0.03)), 3)
     assert "".join(calls) == "abbaabba"
     assert a.shape == b.shape == (3,)
     assert 2 < float(np.median(b / a)) < 4

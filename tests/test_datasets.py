@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 from env_helpers import pictures
 
-from maskaug.envs import datasets
+from maskaug.envs import dataset_registry
 from maskaug.envs.busi import write_example
-from maskaug.envs.datasets import (
-    DatasetSpec,
-    ImageDataset,
-    dataset_options,
-    find_root,
-    load_dataset,
-    register_dataset,
-)
+from maskaug.envs.dataset_registry import DatasetSpec, dataset_options, find_root, load_dataset, register_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.splits import crossing_groups
 
@@ -196,10 +190,10 @@ def test_synthetic_takes_its_options_and_needs_no_warning() -> None:
 
 
 def test_images_are_drawn_once_for_all_splits_and_stand_ins() -> None:
-    datasets._load_parts.cache_clear()
+    dataset_registry._load_parts.cache_clear()
     load_dataset("synthetic", split="train", n=40)
     load_dataset("synthetic", split="val", n=40)
-    assert datasets._load_parts.cache_info().misses == 1
+    assert dataset_registry._load_parts.cache_info().misses == 1
     with pytest.warns(UserWarning, match="no real data for 'mura'"):
         first = load_dataset("mura", split="all", image_size=36)
     with pytest.warns(UserWarning, match="no real data for 'hip_fracture'"):
@@ -241,7 +235,7 @@ def test_where_a_root_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_data_set_can_be_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_REGISTRY", dict(datasets._REGISTRY))
+    monkeypatch.setattr(dataset_registry, "_REGISTRY", dict(dataset_registry._REGISTRY))
     spec = DatasetSpec(f"{__name__}:reader", "Mine", "mr", frozenset({"taste"}))
     register_dataset("mine", spec)
     assert dataset_options("mine") == {"taste"}
@@ -251,7 +245,7 @@ def test_a_data_set_can_be_registered(tmp_path: Path, monkeypatch: pytest.Monkey
         register_dataset("mine", spec)
 
 
-@pytest.mark.parametrize("name", datasets.dataset_names())
+@pytest.mark.parametrize("name", dataset_registry.dataset_names())
 def test_every_option_of_a_data_set_is_told(name: str) -> None:
     told = (load_dataset.__doc__ or "").partition("**options:")[2].partition("Raises:")[0]
     for option in dataset_options(name):

@@ -16,9 +16,10 @@ import maskaug
 from maskaug.agents.apga import APGA
 from maskaug.benchmarks.listing import environments_table
 from maskaug.benchmarks.training import dataset_of, env_keywords, train
-from maskaug.envs import datasets
+from maskaug.envs import dataset_registry
 from maskaug.envs.busi import write_example
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.registration import TABLE
@@ -36,10 +37,10 @@ def read(root: Path, *, image_size: int, channels: int, seed: int) -> ImageDatas
 @pytest.fixture
 def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """MURA and hip fractures have a reader, and MURA a folder below MASKAUG_DATA."""
-    registry = dict(datasets._REGISTRY)
+    registry = dict(dataset_registry._REGISTRY)
     for name in ("mura", "hip_fracture"):
         registry[name] = dataclasses.replace(registry[name], loader=f"{__name__}:read", folder=name)
-    monkeypatch.setattr(datasets, "_REGISTRY", registry)
+    monkeypatch.setattr(dataset_registry, "_REGISTRY", registry)
     monkeypatch.setenv("MASKAUG_DATA", str(tmp_path))
     (tmp_path / "mura").mkdir()
     return tmp_path / "mura"

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from maskaug.envs import datasets
+from maskaug.envs import dataset_registry
 from maskaug.envs.errors import ConfigurationError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -97,7 +97,7 @@ def registries() -> Iterator[None]:
     """What the page registers is forgotten again."""
     yield
     gym.registry.pop("Squares-v0", None)
-    datasets._REGISTRY.pop("squares", None)
+    dataset_registry._REGISTRY.pop("squares", None)
     sys.modules.pop("my_data", None)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import maskaug
 from maskaug.agents.agent import GridSpec
 from maskaug.agents.apga import APGA
-from maskaug.agents.heuristics import InputGradient
+from maskaug.agents.saliency import InputGradient
 from maskaug.benchmarks.masks import gains
 from maskaug.benchmarks.training import train
 from maskaug.cli import main

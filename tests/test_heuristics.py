@@ -10,7 +10,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from maskaug.agents.agent import GridSpec
-from maskaug.agents.heuristics import FixedMask, Heuristic, InputGradient, LocalVariance, RandomMasks
+from maskaug.agents.heuristics import Brightness, FixedMask, Heuristic, LocalVariance, RandomMasks
+from maskaug.agents.saliency import InputGradient
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.networks import SmallClassifier, seeded_weights
 
@@ -42,6 +43,7 @@ ALL: list[Heuristic] = [
     FixedMask.mean_region(SPEC, marker_images(30, 0)),
     InputGradient(SPEC, small_judge()),
     LocalVariance(SPEC),
+    Brightness(SPEC),
 ]
 
 
@@ -115,7 +117,7 @@ def patches(grid: int, patch_cells: int) -> GridSpec:
     return GridSpec((1, 8 * grid, 8 * grid), grid, patch_cells**2, patch_cells)
 
 
-@pytest.mark.parametrize("kind", [RandomMasks, FixedMask.centre, LocalVariance])
+@pytest.mark.parametrize("kind", [RandomMasks, FixedMask.centre, LocalVariance, Brightness])
 def test_with_patches_they_predict_corners(kind: Callable[[GridSpec], Heuristic]) -> None:
     heuristic = kind(patches(GRID, 2))
     corners, _ = heuristic.predict(IMAGES)
@@ -162,3 +164,25 @@ def test_local_variance_by_hand() -> None:
     np.testing.assert_allclose(scores, cells.var(-1), rtol=1e-4, atol=1e-6)
     # What is left when every hidden pixel is filled with the cell's mean is the reconstruction error.
     assert scores[0, 0, 0] == pytest.approx(0, abs=1e-6)
+
+
+def test_brightness_by_hand() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, SIZE, SIZE)).astype(np.uint8)
+    scores = Brightness(GridSpec((2, SIZE, SIZE), GRID, 4)).scores(images)
+    cells = (images / 255.0).reshape(3, 2, GRID, CELL, GRID, CELL).mean((1, 3, 5))
+    np.testing.assert_allclose(scores, cells, atol=1e-4)
+
+
+def test_brightness_leaves_ties_to_chance_and_differences_alone() -> None:
+    # All cells alike but two: one pixel darker by 1, and one brighter by 1.
+    images = np.full((40, 1, SIZE, SIZE), 100, np.uint8)
+    images[:, 0, 0, 0], images[:, 0, -1, -1] = 99, 101
+    images[np.arange(40), 0, 1, 1] = np.arange(40)  # 40 different pictures, all with the first cell the darkest
+    scores = Brightness(SPEC, 3).scores(images).reshape(40, -1)
+    assert (scores.argmax(1) == GRID**2 - 1).all()
+    assert (scores.argmin(1) == 0).all()
+    second = scores.argsort(1)[:, -2]
+    assert len(set(second.tolist())) > 8
+    # By the image and the seed alone.
+    assert np.array_equal(Brightness(SPEC, 3).scores(images[7:9]).reshape(2, -1), scores[7:9])
+    assert not np.array_equal(Brightness(SPEC, 4).scores(images).reshape(40, -1), scores)

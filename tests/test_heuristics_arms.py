@@ -1,4 +1,4 @@
-"""The paper's other arms as heuristics: Cutout's rectangles, and Grad-CAM against values computed without MONAI."""
+"""The other arms of the tables: Cutout's and random erasing's rectangles, Grad-CAM against values without MONAI."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from marker_game import GRID, SIZE, marker_images
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maskaug.agents.agent import GridSpec
-from maskaug.agents.heuristics import Cutout, GradCAM
+from maskaug.agents.heuristics import Cutout, RandomErasing
+from maskaug.agents.saliency import GradCAM
 from maskaug.envs.densenet import DenseNet169
 from maskaug.envs.errors import ConfigurationError, JudgeError
 from maskaug.envs.networks import SmallClassifier, seeded_weights, to_float
@@ -93,6 +95,100 @@ def test_cutout_of_pixels_and_of_patches() -> None:
     assert set(np.unique(actions)) == {-1, 1}
     with pytest.raises(ConfigurationError, match=r"2×2 cells; use RandomMasks"):
         Cutout(GridSpec((1, SIZE, SIZE), GRID, 4, 2))
+
+
+# ---- random erasing --------------------------------------------------------------------------------------------------
+
+
+def erased(spec: GridSpec, n: int = 4000, **keywords: Any) -> tuple[Any, Any, Any]:
+    """Masks (n, H, W) bool, heights and widths; each is one whole rectangle."""
+    masks = RandomErasing(spec, **keywords).masks(n)
+    assert masks.shape == (n, *spec.image_shape[1:])
+    assert masks.dtype == np.bool_
+    heights, widths = boxes(masks)
+    assert (masks.sum((1, 2)) == heights * widths).all()
+    assert (heights * widths > 0).all()
+    return masks, heights, widths
+
+
+@pytest.mark.parametrize("cells", [1, 4, 8, 12, 15])
+def test_random_erasing_hides_the_games_area_on_average(cells: int) -> None:
+    masks, heights, widths = erased(GridSpec((1, 64, 64), GRID, cells))
+    share = cells / GRID**2
+    assert masks.mean() == pytest.approx(share, abs=0.01)
+    # Not all of one area: from about a tenth of the mean to about twice, or as far as the image goes.
+    reach = min(share * 19 / 21, 1 - share)
+    areas = heights * widths / 64**2
+    assert areas.min() == pytest.approx(share - reach, abs=0.02)
+    assert areas.max() == pytest.approx(share + reach, abs=0.02)
+    assert np.median(areas) == pytest.approx(share, abs=0.03)
+
+
+def test_random_erasing_as_published_and_its_aspects() -> None:
+    spec = GridSpec((1, 100, 100), 10, 25)
+    masks, heights, widths = erased(spec, areas=(0.02, 0.4))
+    assert masks.mean() == pytest.approx(0.21, abs=0.01)
+    aspects = heights / widths
+    assert 0.25 < aspects.min() < 0.4
+    assert 2.7 < aspects.max() < 3.8
+    assert (heights > widths).mean() == pytest.approx((widths > heights).mean(), abs=0.05)
+    # A tenth fits with every aspect, thirds of whose logarithms are equally likely; .6 with the squarer ones alone.
+    _, heights, widths = erased(spec, areas=(0.1, 0.1))
+    assert (heights / widths < 0.3 * np.exp(np.log(11) / 3)).mean() == pytest.approx(1 / 3, abs=0.04)
+    _, heights, widths = erased(spec, areas=(0.6, 0.6))
+    assert heights.max() == widths.max() == 100
+    np.testing.assert_allclose(heights * widths / 1e4, 0.6, atol=0.01)
+    assert erased(spec, n=3, areas=(1.0, 1.0))[0].all()
+
+
+def test_random_erasing_lies_anywhere_and_is_seeded_and_new_each_time() -> None:
+    spec = GridSpec((3, 40, 40), 8, 16)
+    mean = erased(spec)[0].mean(0)
+    for other in (mean[::-1], mean[:, ::-1], mean.T):
+        np.testing.assert_allclose(mean, other, atol=0.06)
+    assert mean.min() > 0
+    one, two = RandomErasing(spec, 3), RandomErasing(spec, 3)
+    two.filling(5)
+    two.scores(np.zeros((2, *spec.image_shape), np.uint8))
+    first = one.masks(5)
+    assert np.array_equal(first, two.masks(5))
+    assert not np.array_equal(first, one.masks(5))
+    assert not np.array_equal(first, RandomErasing(spec, 4).masks(5))
+
+
+def test_random_erasing_fits_into_images_that_are_not_square() -> None:
+    masks, heights, widths = erased(GridSpec((1, 20, 100), 4, 8))
+    assert masks.mean() == pytest.approx(0.5, abs=0.02)
+    assert heights.max() <= 20
+    assert widths.max() <= 100
+
+
+def test_what_random_erasing_fills_in_is_uniform_and_each_channels_own() -> None:
+    spec = GridSpec((3, SIZE, SIZE), GRID, 4)
+    erasing = RandomErasing(spec, 2)
+    filling = erasing.filling(30)
+    assert filling.shape == (30, 3, SIZE, SIZE)
+    assert filling.dtype == np.uint8
+    counts = np.bincount(filling.ravel(), minlength=256)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert abs(np.corrcoef(filling[:, 0].ravel(), filling[:, 1].ravel())[0, 1]) < 0.03
+    assert not np.array_equal(filling, erasing.filling(30))
+    assert np.array_equal(filling, RandomErasing(spec, 2).filling(30))
+    assert not np.array_equal(filling, RandomErasing(spec, 1).filling(30))
+
+
+def test_at_equal_area_random_erasing_is_cutout() -> None:
+    erasing, cutout = RandomErasing(SPEC, 5), Cutout(SPEC, 5)
+    assert np.array_equal(erasing.scores(IMAGES), cutout.scores(IMAGES))
+    assert np.array_equal(erasing.predict(IMAGES)[0], cutout.predict(IMAGES)[0])
+    with pytest.raises(ConfigurationError, match="RandomErasing draws rectangles"):
+        RandomErasing(GridSpec((1, SIZE, SIZE), GRID, 4, 2))
+
+
+@pytest.mark.parametrize("areas", [(0.0, 0.4), (0.4, 0.2), (0.2, 1.1), (float("nan"), 0.4)])
+def test_areas_that_are_none_are_refused(areas: tuple[float, float]) -> None:
+    with pytest.raises(ConfigurationError, match="must be two shares"):
+        RandomErasing(SPEC, areas=areas)
 
 
 # ---- Grad-CAM --------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ import pytest
 import torch
 from env_helpers import FlatJudge, pictures, same, small
 
+from maskaug.envs.devices import resolve_device
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError, DatasetError
-from maskaug.envs.game import MaskGame, resolve_device
+from maskaug.envs.game import MaskGame
 from maskaug.envs.judges import make_judge, save_judge
 
 DATA = pictures(7)

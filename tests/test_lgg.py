@@ -16,7 +16,8 @@ from PIL import Image
 import maskaug  # noqa: F401 (registers the ids)
 from maskaug.envs import loading
 from maskaug.envs.cache import cached_array
-from maskaug.envs.datasets import SPLITS, ImageDataset, find_root, load_dataset
+from maskaug.envs.dataset_registry import find_root, load_dataset
+from maskaug.envs.datasets import SPLITS, ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.images import read_grey, read_mask, resize, resize_mask
 from maskaug.envs.lgg import CHANNELS, list_lgg, load_lgg, write_example

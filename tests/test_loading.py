@@ -15,7 +15,8 @@ from PIL import Image
 
 from maskaug.envs import loading
 from maskaug.envs.cache import cache_folder
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.images import Reading
 from maskaug.envs.listing import Entry, Listing

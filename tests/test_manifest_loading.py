@@ -18,7 +18,7 @@ import pytest
 from manifest_files import SIZE, errors, folder, known, load, picture
 from PIL import Image
 
-from maskaug.envs.datasets import dataset_options, find_root, load_dataset
+from maskaug.envs.dataset_registry import dataset_options, find_root, load_dataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.manifest import (
     HIP_CLASSES,

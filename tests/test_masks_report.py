@@ -17,10 +17,11 @@ from maskaug.benchmarks.masks import (
     gains,
     hits,
     mask_report,
+    oracle_scores,
     retentions,
 )
 from maskaug.envs.datasets import ImageDataset
-from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.rewards import ClassifierReward
 
 GRID, SIZE, CELL = 2, 8, 4
@@ -233,3 +234,84 @@ def test_sets_of_cells_point_nowhere() -> None:
     report = mask_report(scores_for([0, 1]), corners([0, 1]), corners([0, 1]), SPEC)
     assert report.hit == {}
     assert "points" not in report.table()
+
+
+# ---- the oracle ------------------------------------------------------------------------------------------------------
+
+
+def outlined(n: int, grid: int = 8, cell: int = 4, empty: int = 0) -> ImageDataset:
+    """n images of `grid`² cells with a rectangle each that ends between cells; the first `empty` have none."""
+    rng, size = np.random.default_rng(0), grid * cell
+    regions = np.zeros((n, size, size), np.bool_)
+    for region in regions[empty:]:
+        top, left = rng.integers(0, size - 10, 2)
+        region[top : top + 9, left : left + 6] = True
+    images, names = np.zeros((n, 1, size, size), np.uint8), tuple(map(str, range(n)))
+    return ImageDataset("o", images, np.arange(n) % 2, regions, np.arange(n), ("no", "yes"), names)
+
+
+def test_the_oracle_ranks_by_the_share_that_the_region_covers() -> None:
+    regions = np.zeros((1, 8, 8), np.bool_)
+    regions[0, :4, :4], regions[0, 3, 4:6], regions[0, 7, 0] = True, True, True
+    images = np.zeros((1, 1, 8, 8), np.uint8)
+    data = ImageDataset("o", images, None, regions, np.zeros(1, np.int64), (), ("a",))
+    scores = oracle_scores(data, 2)
+    assert scores.shape == (1, 2, 2)
+    assert scores.dtype == np.float32
+    # Less than a pixel's share is added to them.
+    np.testing.assert_allclose(scores[0], [[1, 2 / 16], [1 / 16, 0]], atol=1 / 32)
+    assert scores[0].ravel().argsort().tolist() == [3, 2, 1, 0]
+
+
+def test_the_oracle_keeps_whole_regions_and_goes_on_with_what_is_near() -> None:
+    data = outlined(60)
+    scores = oracle_scores(data, 8)
+    covered = np.asarray(data.regions).reshape(60, 8, 4, 8, 4).max((2, 4))
+    for cells in (covered.sum((1, 2)).max(), 16, 30):
+        mask = GridSpec((1, 32, 32), 8, int(cells)).best(torch.from_numpy(scores)).numpy()
+        assert (mask >= covered).all()
+        for one, region in zip(mask, covered, strict=True):
+            inside, outside = (np.argwhere(where) for where in (one & ~region, ~one))
+            away = [
+                np.hypot(*(some[:, None] - np.argwhere(region)[None]).transpose(2, 0, 1)).min(1)
+                for some in (inside, outside)
+            ]
+            assert max(away[0], default=0) <= min(away[1])
+
+
+def test_chance_decides_the_oracles_ties_and_nothing_else() -> None:
+    data = outlined(200)
+    one, two = oracle_scores(data, 8, seed=0), oracle_scores(data, 8, seed=1)
+    assert np.array_equal(one, oracle_scores(data, 8, seed=0))
+    assert not np.array_equal(one, two)
+    # Hardly two cells tie, none that is covered more ranks lower, and no corner is favoured among those that tied.
+    assert np.mean([len(np.unique(image)) for image in one]) > 63.9
+    shares = np.asarray(data.regions).reshape(200, 8, 4, 8, 4).mean((2, 4))
+    order = one.reshape(200, -1).argsort(1)
+    assert (np.diff(np.take_along_axis(shares.reshape(200, -1), order, 1), axis=1) >= 0).all()
+    blank = outlined(400, empty=399)
+    assert blank.regions is not None
+    everywhere = np.ones_like(blank.regions)
+    flat = oracle_scores(ImageDataset("f", blank.images, None, everywhere, blank.groups, (), blank.names), 8)
+    first = GridSpec((1, 32, 32), 8, 16).best(torch.from_numpy(flat)).numpy().mean(0)
+    np.testing.assert_allclose(first, 0.25, atol=0.11)  # five standard deviations of 400 draws
+
+
+def test_who_has_no_region_is_given_that_of_another_and_shapes_do_not_tell_the_label() -> None:
+    data = outlined(300, empty=100)
+    scores = oracle_scores(data, 8)
+    shares = np.asarray(data.regions)[100:].reshape(-1, 8, 4, 8, 4).mean((2, 4))
+    covered = {region.tobytes() for region in shares > 0}
+    borrowed = [(image >= 1 / 16).tobytes() for image in scores[:100]]
+    assert set(borrowed) <= covered
+    assert len(set(borrowed)) > 30
+    other = oracle_scores(data, 8, seed=1)[:100]
+    assert sum(a != (b >= 1 / 16).tobytes() for a, b in zip(borrowed, other, strict=True)) > 80
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_oracle_without_any_region_is_refused(known: bool) -> None:
+    data = outlined(3, empty=3)
+    regions = data.regions if known else None
+    with pytest.raises(DatasetError, match="has no known regions"):
+        oracle_scores(ImageDataset("o", data.images, None, regions, data.groups, (), data.names), 8)

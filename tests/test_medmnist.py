@@ -20,7 +20,8 @@ from PIL import Image
 import maskaug  # noqa: F401 (registers the ids)
 from maskaug.envs import medmnist, npz
 from maskaug.envs.cache import cached_array
-from maskaug.envs.datasets import SPLITS, ImageDataset, find_root, load_dataset
+from maskaug.envs.dataset_registry import find_root, load_dataset
+from maskaug.envs.datasets import SPLITS, ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.images import read_grey, resize
 from maskaug.envs.medmnist import MULTI_LABEL, SETS, VOLUMES, load_medmnist, write_example

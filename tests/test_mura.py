@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 import maskaug  # noqa: F401 (registers the ids)
-from maskaug.envs import datasets, mura
+from maskaug.envs import dataset_registry, mura
 from maskaug.envs.checking import check_dataset
-from maskaug.envs.datasets import SPLITS, ImageDataset, find_root, load_dataset
+from maskaug.envs.dataset_registry import find_root, load_dataset
+from maskaug.envs.datasets import SPLITS, ImageDataset
 from maskaug.envs.errors import ConfigurationError, DatasetError, ImageError
 from maskaug.envs.images import Reading, read_grey, resize
 from maskaug.envs.listing import Listing
@@ -520,10 +521,10 @@ def test_the_environment_plays(made: Path) -> None:
 def test_it_is_found_below_maskaug_data_and_read_once(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKAUG_DATA", str(made.parent))
     assert find_root("mura", None) == made
-    datasets._load_parts.cache_clear()
+    dataset_registry._load_parts.cache_clear()
     for split in ("train", "test"):
         assert load_dataset("mura", split=split, image_size=36, body_part=["hand"]).source == "mura"
-    assert datasets._load_parts.cache_info().misses == 1
+    assert dataset_registry._load_parts.cache_info().misses == 1
     monkeypatch.delenv("MASKAUG_DATA")
     with pytest.raises(DatasetError, match=r"body_part chooses among the real images of 'mura'.*'MURA-v1.1'"):
         load_dataset("mura", body_part="hand")

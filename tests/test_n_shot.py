@@ -16,9 +16,10 @@ from maskaug.benchmarks.evaluation import evaluate
 from maskaug.benchmarks.pretraining import pretrain_judge
 from maskaug.benchmarks.training import dataset_of, train
 from maskaug.cli import main
-from maskaug.envs import datasets
+from maskaug.envs import dataset_registry
 from maskaug.envs.busi import write_example
-from maskaug.envs.datasets import DatasetSpec, ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import DatasetSpec, load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.registration import TABLE
@@ -124,8 +125,8 @@ def test_the_seed_chooses_the_images(tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_again_for_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_REGISTRY", dict(datasets._REGISTRY))
-    datasets.register_dataset("counted", DatasetSpec(f"{__name__}:counted", "Counted", "mr"))
+    monkeypatch.setattr(dataset_registry, "_REGISTRY", dict(dataset_registry._REGISTRY))
+    dataset_registry.register_dataset("counted", DatasetSpec(f"{__name__}:counted", "Counted", "mr"))
     READ.clear()
     for n_shot in (None, 3, 2, None, 3):
         part = load_dataset("counted", root=tmp_path, n_shot=n_shot)

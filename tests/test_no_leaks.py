@@ -91,7 +91,8 @@ def test_a_closed_environment_is_collected_and_so_is_all_it_held(objective: str,
     held_out = env.evaluation(dataset=pictures(6, 40))
     held_out.reset(seed=0)
     game = env.game
-    parts = [env, game, game.pictures, game.judging, game.reward_model.model, data, held_out, held_out.game]
+    parts = [env, game, game.pictures, game.judging, game.schedule, game.progress, game.worth]
+    parts += [game.reward_model.model, data, held_out, held_out.game]
     left = [weakref.ref(part) for part in parts]
     env.close()
     held_out.close()

@@ -14,7 +14,7 @@ import pytest
 from maskaug.cli import main
 from maskaug.envs import busi, lgg, manifest, medmnist, mura
 from maskaug.envs.checking import check_dataset
-from maskaug.envs.datasets import read_dataset
+from maskaug.envs.dataset_registry import read_dataset
 from maskaug.envs.errors import DatasetError
 from maskaug.envs.folders import ABSENT, is_file
 from maskaug.envs.listing import list_dataset

@@ -17,12 +17,14 @@ from maskaug.agents.checkpoint import newest, read_state
 from maskaug.agents.intelligent_masking import IntelligentMasking
 from maskaug.agents.masker import Masker, load_agent
 from maskaug.agents.ternausnet import TernausNet11
-from maskaug.benchmarks import starting, throughput
+from maskaug.benchmarks import starting
 from maskaug.benchmarks.classifiers import averaged_logits, chosen_masks, classifier_scores
 from maskaug.benchmarks.masks import mask_report
 from maskaug.benchmarks.presets import APGA_PRESETS, Preset, apga_play, apga_run
 from maskaug.benchmarks.reports import FEW, all_scores, few_of, report_on
 from maskaug.benchmarks.run import RunFolder
+from maskaug.benchmarks.throughput_agents import apga_published
+from maskaug.benchmarks.timing import in_turn
 from maskaug.cli import main
 from maskaug.envs.convergence import fit_until_converged
 from maskaug.envs.densenet import DenseNet169
@@ -409,21 +411,7 @@ def test_masks_of_pixels_are_reported_in_parts() -> None:
 # ---- what it costs ---------------------------------------------------------------------------------------------------
 
 
-def test_the_presets_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = {"num_envs": 2, "image_size": 64, "reward_model": "small"}
-    middle, low, high = throughput.preset_ratio("published", 2, **tiny)
-    assert 0 < low <= middle <= high
-    asked: list[Any] = []
-
-    def measured(preset: str, rounds: int, **changes: Any) -> tuple[float, float, float]:
-        asked.append((preset, rounds, changes))
-        return 1.05, 1.0, 1.1
-
-    monkeypatch.setattr(throughput, "preset_ratio", measured)
-    assert main(["bench", "throughput", "--preset", "published", "--out", str(tmp_path / "t.csv")]) == 0
-    assert main(["bench", "throughput", "--preset", "published", "--num-envs", "4", "--rounds", "5"]) == 0
-    assert asked == [("published", 3, {"num_envs": 25}), ("published", 5, {"num_envs": 4})]
-    (head, row) = (tmp_path / "t.csv").read_text().splitlines()
-    assert head == "ratio,median,p10,p90"
-    assert "published" in row
-    assert row.endswith("1.05,1.0,1.1")
+def test_the_presets_step_is_measured() -> None:
+    ours, floor, images = apga_published(2, torch.device("cpu"), 6, image_size=64, reward_model="small")
+    assert images == 2
+    assert all((one > 0).all() for one in in_turn((ours, floor), 2))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from maskaug.envs import pretrain
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.networks import seeded_weights, to_float
 from maskaug.envs.pretrain import FitSettings, evaluate_classifier, fit_classifier, predict_logits
 
 QUICK = FitSettings(updates=12, batch_size=8, checks=4)
@@ -200,3 +201,54 @@ def test_without_labels_there_is_nothing_to_learn() -> None:
     data = dataclasses.replace(pictures(4), labels=None)
     with pytest.raises(ConfigurationError, match="has no labels"):
         fit_classifier(FlatJudge(data), data, None, QUICK)
+
+
+class _Normed(nn.Module):
+    """A batch norm before a linear layer; what its statistics were whenever it was asked in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded_weights(0):
+            self.norm, self.linear = nn.BatchNorm2d(1), nn.Linear(256, 2)
+        self.asked: list[float] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            self.asked.append(float(self.norm.running_mean))  # type: ignore[arg-type]
+        logits: Tensor = self.linear(self.norm(images).flatten(1))
+        return logits
+
+
+def test_a_view_that_hides_much_does_not_choose_the_moment_where_clean_statistics_are_wanted() -> None:
+    data, val = pictures(24), pictures(16, seed=1)
+    clean_mean = float(to_float(torch.from_numpy(np.array(data.images))).mean())
+    found = {}
+    for clean in (False, True):
+        model = _Normed()
+        fit_classifier(model, data, val, QUICK, view=lambda x, index: torch.zeros_like(x), clean=clean)
+        found[clean] = model
+    assert float(found[True].norm.running_mean) == pytest.approx(clean_mean)  # type: ignore[arg-type]
+    assert float(found[False].norm.running_mean) < 0.8 * clean_mean  # type: ignore[arg-type]
+
+
+def test_validation_sees_the_clean_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, val = pictures(24), pictures(16, seed=1)
+    clean_mean = float(to_float(torch.from_numpy(np.array(data.images))).mean())
+    seen: list[float] = []
+    original = pretrain.evaluate_classifier
+
+    def look(model: Any, *args: Any, **more: Any) -> dict[str, float]:
+        seen.append(float(model.norm.running_mean))
+        return original(model, *args, **more)
+
+    monkeypatch.setattr(pretrain, "evaluate_classifier", look)
+    model = _Normed()
+    fit_classifier(model, data, val, QUICK, view=lambda x, index: torch.zeros_like(x), clean=True)
+    assert seen == [pytest.approx(clean_mean)] * 4
+
+
+def test_networks_without_batch_norms_are_the_same_to_the_bit() -> None:
+    one, two = (fit(QUICK, clean=clean)[0] for clean in (False, True))
+    assert bits(one) == bits(two)

@@ -121,12 +121,12 @@ def play_in_line(num_envs: int, judge_batch: int, actions: Cells) -> tuple[list[
     env = MaskVectorEnv(num_envs, **joint(reward_model=Smooth(), judge_batch=judge_batch, judge_lr=0.01))
     env.reset(seed=0)
     order = np.arange(4 * num_envs * len(DATA)).reshape(-1, num_envs).T[:, : len(DATA)]
-    env.game._order[:] = order % len(DATA)
+    env.game.schedule.order[:] = order % len(DATA)
     env.game._scene = None
     rewards: list[float] = []
     for step in range(0, len(actions), num_envs):
         if step == num_envs * len(DATA):
-            env.game._order[:] = order % len(DATA)
+            env.game.schedule.order[:] = order % len(DATA)
             env.game._scene = None
         rewards += env.step(actions[step : step + num_envs])[1].tolist()
     return rewards, everything(env.game.reward_model.model)

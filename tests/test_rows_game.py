@@ -19,11 +19,12 @@ from maskaug.agents.apga import APGA
 from maskaug.benchmarks import masks as masks_module
 from maskaug.benchmarks.masks import control_masks, hits, retentions
 from maskaug.benchmarks.pictures import masks_picture
-from maskaug.envs import datasets
+from maskaug.envs import dataset_registry
 from maskaug.envs import rows as module
 from maskaug.envs.busi import write_example as write_busi
 from maskaug.envs.convergence import ConvergeSettings, fit_until_converged
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.mura import write_example
 from maskaug.envs.networks import SmallClassifier, seeded_weights
@@ -56,11 +57,11 @@ def both(monkeypatch: pytest.MonkeyPatch, name: str, **keywords: Any) -> tuple[I
     found = []
     for limit in (2**28, 0):
         monkeypatch.setattr(module, "IN_MEMORY", limit)
-        datasets._load_parts.cache_clear()
+        dataset_registry._load_parts.cache_clear()
         found.append(load_dataset(name, image_size=SIZE, **keywords))
     assert isinstance(found[0].images, np.ndarray)
     assert isinstance(found[1].images, Rows)
-    datasets._load_parts.cache_clear()
+    dataset_registry._load_parts.cache_clear()
     return found[0], found[1]
 
 
@@ -143,7 +144,7 @@ def test_the_game_is_the_same_to_the_bit(
     games: list[list[Any]] = []
     for limit in (2**28, 0):
         monkeypatch.setattr(module, "IN_MEMORY", limit)
-        datasets._load_parts.cache_clear()
+        dataset_registry._load_parts.cache_clear()
         env: Any = gym.make_vec(
             "MaskAug-MURA-v0", num_envs=3, root=str(mura), image_size=SIZE, grid=5, channels=3, seed=2,
             tensors=tensors, device="cpu", render_mode="rgb_array", reward_model=judge(), **options,
@@ -160,7 +161,7 @@ def test_the_game_is_the_same_to_the_bit(
         assert again.digest == inner.dataset.digest
         games.append(found)
         env.close()
-    datasets._load_parts.cache_clear()
+    dataset_registry._load_parts.cache_clear()
     assert_same(*games)
 
 

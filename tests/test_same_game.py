@@ -18,7 +18,8 @@ from env_helpers import same
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.environment import MaskEnv, MaskVectorEnv
 from maskaug.envs.judges import make_judge
 from maskaug.envs.pretrain import FitSettings, fit_classifier

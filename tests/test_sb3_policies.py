@@ -13,12 +13,14 @@ from stable_baselines3 import DQN, PPO
 from torch import Tensor
 
 from maskaug.agents.masker import Masker
+from maskaug.agents.networks import QMap
 from maskaug.agents.sb3 import as_vec_env
 from maskaug.agents.sb3_agent import SB3Agent, SB3Settings
 from maskaug.agents.sb3_defaults import ALGORITHMS, DEFAULTS, defaults_for, keywords, kinds_of, load_class, resolve
 from maskaug.agents.sb3_policies import CellFeatures
 from maskaug.envs.environment import MaskVectorEnv
 from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.networks import lean_pass
 
 ROWS = sorted(DEFAULTS)
 
@@ -46,6 +48,31 @@ def test_a_corner_is_the_mean_of_its_cells_each_with_a_map_of_its_own() -> None:
     maps = features.network(images)
     expected = (maps[:, 0, :-1, :-1] + maps[:, 1, :-1, 1:] + maps[:, 2, 1:, :-1] + maps[:, 3, 1:, 1:]) / 4
     torch.testing.assert_close(features(images), expected.flatten(1))
+
+
+@pytest.mark.parametrize("size", [36, 42, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_passes_that_nobody_learns_from_are_lean_and_say_the_same(
+    size: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lean: list[int] = []
+
+    def watched(trunk: Any, images: Tensor) -> Tensor:
+        lean.append(len(images))
+        return lean_pass(trunk, images)
+
+    monkeypatch.setattr("maskaug.agents.networks.lean_pass", watched)
+    features = CellFeatures(space(size, channels), "patch", 6, 2, 0.25, 8)
+    images = torch.rand(5, channels, size, size)
+    learnt = features(images)
+    assert not lean
+    with torch.no_grad():
+        torch.testing.assert_close(features(images), learnt, atol=1e-4, rtol=1e-4)
+        assert lean == [5]
+        # Our own agents' predictions are to the bit what they were trained with.
+        QMap(channels, 6)(images)
+    assert lean == [5]
+    learnt.sum().backward()
 
 
 def test_first_masks_have_the_area_on_average() -> None:

@@ -20,7 +20,8 @@ from maskaug.benchmarks.evaluation import evaluate
 from maskaug.benchmarks.pretraining import pretrain_judge
 from maskaug.benchmarks.studies import mixed_studies, study_scores
 from maskaug.benchmarks.training import dataset_of, train
-from maskaug.envs.datasets import ImageDataset, load_dataset
+from maskaug.envs.dataset_registry import load_dataset
+from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.errors import DatasetError
 from maskaug.envs.mura import write_example
 

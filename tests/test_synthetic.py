@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from maskaug.envs.busi import _class_names as busi_names
-from maskaug.envs.datasets import load_dataset
+from maskaug.envs.dataset_registry import load_dataset
 from maskaug.envs.drawing import axes, cover, fractal_noise, octave_values, smooth_noise, stroke
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.synthetic import CHUNK, CONTRAST, DIFFICULTIES, KINDS, PRESENCE, make_synthetic, render

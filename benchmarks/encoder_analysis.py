@@ -1,0 +1,250 @@
+"""What the cells of `maskaug.benchmarks.encoders` came to: rows with intervals, no "better" without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from maskaug.benchmarks.clustered_bootstrap import clustered_difference
+from maskaug.benchmarks.encoder_cells import PREDICTIONS
+from maskaug.benchmarks.encoders import ARMS, BESIDE, CONTROL, TITLES
+from maskaug.benchmarks.grid import Cell
+from maskaug.benchmarks.intervals import paired_interval
+from maskaug.benchmarks.statistics import Interval, probability_of_improvement, stratified_bootstrap, verdict
+from maskaug.benchmarks.tables import Table
+from maskaug.benchmarks.tasks import DATA, check_pair
+from maskaug.envs.errors import ConfigurationError
+
+METRIC = "auroc"
+DRAWS = 1000
+#: figures of a read-out that tables show besides.
+OTHERS = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One arm of one seed that is done.
+
+    Attributes:
+        task: its name.
+        seed: its repetition.
+        arm: of `ARMS`.
+        figures: of results.json.
+        folder: its cell's.
+    """
+
+    task: str
+    seed: int
+    arm: str
+    figures: Mapping[str, float]
+    folder: Path
+
+    @functools.cached_property
+    def predictions(self) -> dict[str, npt.NDArray[Any]]:
+        """What predictions.safetensors holds."""
+        return load_file(self.folder / PREDICTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Arms that may be compared: one task, and one read-out and number of labels, or the mean over several.
+
+    Attributes:
+        task: its name.
+        keys: such as "paper.100" or "logistic.all".
+        runs: arm → seed → result.
+        shared: whether all seeds test images of one data set.
+        source: of the images: "synthetic", or the data set's name.
+        refused: why there are differences without an interval; filled as they are asked for.
+    """
+
+    task: str
+    keys: tuple[str, ...]
+    runs: Mapping[str, Mapping[int, Result]]
+    shared: bool
+    source: str
+    refused: set[str] = dataclasses.field(default_factory=set, repr=False)
+    _known: dict[tuple[str, str], Interval | None] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.task}, {self.name}"
+
+    @property
+    def name(self) -> str:
+        """Without the task's."""
+        if len(self.keys) > 1:
+            return "mean over read-outs and numbers of labels"
+        readout, budget = self.keys[0].split(".")
+        head = "the paper's head" if readout == "paper" else "logistic regression"
+        return f"{head}, {budget} labels"
+
+    def value(self, result: Result, figure: str = METRIC) -> float:
+        """A figure of one seed."""
+        return float(np.mean([result.figures[f"{key}.{figure}"] for key in self.keys]))
+
+    def values(self, arm: str, figure: str = METRIC) -> npt.NDArray[np.float64]:
+        """(R,) a figure of all seeds of an arm."""
+        return np.array([self.value(result, figure) for result in self.runs[arm].values()])
+
+    def pairs(self, arm: str, other: str) -> list[tuple[Result, Result]]:
+        """What both have, seed by seed."""
+        mine, theirs = self.runs.get(arm, {}), self.runs.get(other, {})
+        return [(result, theirs[seed]) for seed, result in mine.items() if seed in theirs and arm != other]
+
+    def difference(self, arm: str, other: str | None) -> Interval | None:
+        """AUROC of `arm` − `other`, paired by seed, draw and image.
+
+        None with fewer than two seeds in common, and where the images are too few for an interval; see `refused`.
+        """
+        if other is None:
+            return None
+        if (arm, other) not in self._known:
+            self._known[arm, other] = self._difference(arm, other)
+        return self._known[arm, other]
+
+    def _difference(self, arm: str, other: str) -> Interval | None:
+        runs = [self._probabilities(one, two) for one, two in self.pairs(arm, other)]
+        if len(runs) < 2:
+            return None
+        try:
+            return clustered_difference(runs, METRIC, shared=self.shared, draws=DRAWS)
+        except ConfigurationError as error:
+            self.refused.add(str(error))
+            return None
+
+    def improves(self, arm: str, other: str | None) -> Interval | None:
+        """How probable it is that a seed of `arm` has the higher AUROC; None with fewer than two in common."""
+        pairs = [] if other is None else self.pairs(arm, other)
+        if len(pairs) < 2:
+            return None
+        mine, theirs = np.array([[self.value(result) for result in pair] for pair in pairs]).T
+        return probability_of_improvement(mine[:, None], theirs[:, None], paired=True)
+
+    def _probabilities(self, one: Result, two: Result) -> tuple[Any, Any, Any, Any]:
+        # Every read-out and budget has as many draws: the mean over all of them is the mean over these.
+        check_pair(one.predictions, two.predictions, f"{one.folder} and {two.folder}")
+        first, second = (np.concatenate([r.predictions[key] for key in self.keys]) for r in (one, two))
+        return one.predictions["labels"], one.predictions["groups"], first, second
+
+
+def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str, float]]) -> list[Result]:
+    """What is done.
+
+    Args:
+        root: the grid's folder.
+        cells: of the grid.
+        figures: what `Grid.results` gave.
+    """
+    return [
+        Result(c.config["task"]["name"], c.config["seed"], c.config["arm"], figures[c.name], Path(root) / c.name)
+        for c in cells
+        if c.name in figures
+    ]
+
+
+def blocks(found: Sequence[Result], cells: Iterable[Cell]) -> Iterator[Block]:
+    """Of every task that has results the mean over read-outs and budgets, where there are several, and each of them."""
+    asked = {cell.config["task"]["name"]: cell.config for cell in cells}
+    for task in dict.fromkeys(r.task for r in found):
+        reading = asked[task]["reading"]
+        keys = [f"{readout}.{budget or 'all'}" for readout in reading["readouts"] for budget in reading["budgets"]]
+        own = [r for r in found if r.task == task]
+        runs = {arm: {r.seed: r for r in own if r.arm == arm} for arm in ARMS}
+        runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
+        source = json.loads((own[0].folder / DATA).read_text(encoding="utf-8"))["source"]
+        shared = not (source == "synthetic" and asked[task]["task"]["folds"] == 0)
+        for some in ([tuple(keys)] if len(keys) > 1 else []) + [(key,) for key in keys]:
+            yield Block(task, some, runs, shared, source)
+
+
+def table(block: Block) -> Table:
+    """One block, a row an arm; numbers stay numbers, intervals are text."""
+    columns = [
+        "pre-trained with", "seeds", "AUROC", "SD", "IQM (95 %)", "− no pre-training (95 %)",
+        "− random of equal area (95 %)", "P(better than none)", "P(better than random)", "against none",
+        "against random", *OTHERS, "CPU-s",
+    ]  # fmt: skip
+    rows = []
+    for arm in block.runs:
+        values, control = block.values(arm), CONTROL.get(arm)
+        known = len(values) > 1
+        gains = [block.difference(arm, "none"), block.difference(arm, control)]
+        chances = [block.improves(arm, "none"), block.improves(arm, control)]
+        seconds = np.mean([r.figures["cpu_s"] for r in block.runs[arm].values()])
+        rows.append(
+            [
+                TITLES[arm], len(values), float(values.mean()), float(values.std(ddof=1)) if known else None,
+                stratified_bootstrap(values[:, None]).text(signed=False) if known else "",
+                *(i.text() if i else "" for i in gains),
+                *(i.text(2, signed=False) if i else "" for i in chances),
+                *(verdict(i) if i else "" for i in gains),
+                *(float(block.values(arm, name).mean()) for name in OTHERS), float(seconds),
+            ]
+        )  # fmt: skip
+    return Table(block.title, columns, rows, _note(block))
+
+
+def _note(block: Block) -> str:
+    clusters = "by seed, each with images of its own, and image"
+    if block.shared:
+        clusters = "by fold and by group of the one data set (that training sets overlap they do not know)"
+    return (
+        f"Images: {block.source}. Macro-AUROC on held-out images, mean over draws of labels; paired differences with "
+        f"95 % intervals clustered {clusters}. Random of equal area: random cells, or for one patch a random patch."
+        + "".join(f" No interval: {reason}." for reason in sorted(block.refused))
+    )
+
+
+def controls_table(own: Sequence[Block]) -> Table | None:
+    """Each learned arm against all that stands beside it, in all blocks of a task; None where nothing is compared."""
+    first, rows = own[0], []
+    for arm, others in BESIDE.items():
+        for other in others:
+            if (gain := first.difference(arm, other)) is not None:
+                chance = first.improves(arm, other)
+                assert chance is not None
+                row: list[Any] = [TITLES[arm], TITLES[other], len(first.pairs(arm, other)), gain.text()]
+                row += [chance.text(2, signed=False), verdict(gain)]
+                gains = [block.difference(arm, other) for block in own[1:]]
+                rows.append([*row, *(i.text() if i else "" for i in gains)])
+    columns = ["learned", "beside", "seeds", f"difference, {first.name}", "P(better)", "verdict"]
+    columns += [f"difference, {block.name}" for block in own[1:]]
+    title = f"{first.task}: learned masks and their controls"
+    return Table(title, columns, rows, _note(first)) if rows else None
+
+
+def masks_table(found: Sequence[Result], task: str) -> Table | None:
+    """What the learned maps know of held-out images, at the size of one patch; None where none is done."""
+    rows = []
+    for arm in BESIDE:
+        seeds = [r.figures for r in found if r.task == task and r.arm == arm]
+        for prefix, what in (
+            ("correlation", "rank correlation with the true error"),
+            ("hit", "best patch: its middle lies in the region"),
+            ("retention", "best patch: share of the region"),
+        ):
+            names = ["agent", "random", "centre", "mean_region", "swapped", "local_variance"]
+            values = {name: [s[f"{prefix}.{name}"] for s in seeds if f"{prefix}.{name}" in s] for name in names}
+            if not values["agent"]:
+                continue
+            other = "local_variance" if prefix == "correlation" else "random"
+            gains = [a - b for a, b in zip(values["agent"], values[other], strict=True)]
+            interval = Interval(*paired_interval(gains)).text() if len(gains) > 1 else ""
+            means = [float(np.mean(values[name])) if values[name] else None for name in names]
+            rows.append([TITLES[arm], what, len(gains), *means, other.replace("_", " "), interval])
+    columns = [
+        "map", "measure", "seeds", "own", "random", "centre", "mean training region", "own, swapped", "local variance",
+        "own minus", "difference (95 %)",
+    ]  # fmt: skip
+    note = "Held-out images; Student's t interval over seeds, as if they were independent."
+    return Table(f"{task}: what the maps know", columns, rows, note) if rows else None
