@@ -28,7 +28,7 @@ from maskaug.benchmarks.mask_metrics import mask_figures
 from maskaug.benchmarks.masks import oracle_scores
 from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.reports import all_scores
-from maskaug.benchmarks.tasks import Task, parts, write_data
+from maskaug.benchmarks.tasks import Task, check_classes, divided_for, write_data
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.defaults import default_grid
@@ -51,18 +51,6 @@ DRAWS = 2
 Inputs = Mapping[str, Path]
 
 
-def divided_for(task: Task, shots: int | None, seed: int, split: str) -> dict[str, ImageDataset]:
-    """`parts` of one repetition, "test" being what is scored: with split="val" one half of the validation images.
-
-    The other half chooses every classifier's best moment: images that choose are not reported.
-    """
-    divided = parts(task, shots, seed)
-    if split == "test":
-        return divided
-    half = divided["val"].splits(seed, (0.5, 0.5))
-    return {**divided, "val": divided["val"].subset(half == 0, "val"), "test": divided["val"].subset(half == 1, "val")}
-
-
 class _Cell:
     """What every cell begins with: its settings as objects, and its images."""
 
@@ -73,12 +61,7 @@ class _Cell:
         self.parts = divided_for(self.task, config["shots"], self.seed, self.split)
         self.train, self.scored = self.parts["train"], self.parts["test"]
         self.device = resolve_device(self.training.device)
-        assert self.scored.labels is not None
-        if missing := [c for i, c in enumerate(self.scored.class_names) if i not in self.scored.labels]:
-            raise ConfigurationError(
-                f"task {self.task.name}, seed {self.seed}: no {self.split} image is {missing[0]!r}, so that AUROC "
-                "is unknown; bring more data, or leave that class out"
-            )
+        check_classes(self.task, self.seed, self.scored)
         play = env_keywords(self.task.env_id, self.task.env)
         self.grid: int = play.get("grid") or default_grid("grid", self.train.shape[1:])
         write_data(folder, self.parts)

@@ -16,7 +16,7 @@ from maskaug.benchmarks import augmentation_analysis as analysis
 from maskaug.benchmarks.augmentation import PLAIN, TITLES
 from maskaug.benchmarks.augmentation_analysis import Block, Result, title_of
 from maskaug.benchmarks.augmentation_arms import PLAYED_AREA
-from maskaug.benchmarks.augmentation_cells import SCORES, divided_for
+from maskaug.benchmarks.augmentation_cells import SCORES
 from maskaug.benchmarks.augmentation_comparisons import over_tasks, table
 from maskaug.benchmarks.augmentation_masks import masks_tables
 from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
@@ -25,7 +25,7 @@ from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.benchmarks.tasks import Task, check_data
+from maskaug.benchmarks.tasks import Task, check_data, divided_for
 from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture

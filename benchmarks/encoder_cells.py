@@ -32,12 +32,11 @@ from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.pictures import fill_in
 from maskaug.benchmarks.readouts import DownstreamSettings
 from maskaug.benchmarks.reports import all_scores, correlations, own_masks
-from maskaug.benchmarks.tasks import Task, check_classes, parts, write_data
+from maskaug.benchmarks.tasks import Task, check_classes, divided_for, write_data
 from maskaug.benchmarks.timing import one_thread
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.defaults import default_grid
-from maskaug.envs.errors import DatasetError
 from maskaug.envs.files import write_safetensors
 from maskaug.envs.masking import cells_to_mask
 from maskaug.envs.networks import at_once
@@ -57,7 +56,7 @@ def arm_cell(config: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path]
     seed, arm = config["seed"], config["arm"]
     tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["reading"].items()}
     reading = DownstreamSettings(**tuples, seed=seed)
-    divided = divided_for(task, seed, config["split"])
+    divided = divided_for(task, None, seed, config["split"])
     train, scored = divided["train"], divided["test"]
     check_classes(task, seed, scored)
     write_data(folder, divided)
@@ -87,22 +86,6 @@ def arm_cell(config: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path]
         metrics = [classification_metrics(probabilities, scored.labels) for probabilities in draws]
         figures |= {f"{name}.{metric}": float(np.mean([m[metric] for m in metrics])) for metric in metrics[0]}
     return figures
-
-
-def divided_for(task: Task, seed: int, split: str) -> dict[str, ImageDataset]:
-    """`parts` of one repetition, "test" being what is scored: with split="val" one half of the validation images."""
-    divided = parts(task, None, seed)
-    if split == "test":
-        return divided
-    half = divided["val"].splits(seed, (0.5, 0.5))
-    if len(np.unique(half)) < 2:
-        raise DatasetError(
-            f"task {task.name}, seed {seed}: the {len(half)} validation images are too few groups to be halved by "
-            "group; bring more images, of more patients, or score the test images"
-        )
-    return {
-        "train": divided["train"], "val": divided["val"].subset(half == 0), "test": divided["val"].subset(half == 1)
-    }  # fmt: skip
 
 
 def grid_of(task: Task, images: ImageDataset) -> int:

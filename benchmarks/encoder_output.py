@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from maskaug.benchmarks import encoder_analysis as analysis
 from maskaug.benchmarks.encoder_analysis import Block, Result
-from maskaug.benchmarks.encoder_cells import SHOWN, divided_for, shown_of
+from maskaug.benchmarks.encoder_cells import SHOWN, shown_of
 from maskaug.benchmarks.encoders import BESIDE, CONTROL, TITLES, Encoding
 from maskaug.benchmarks.forest import Compared, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
@@ -22,7 +22,7 @@ from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.pictures import restored_rows
 from maskaug.benchmarks.report_found import natural
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.benchmarks.tasks import Task, check_data, check_source
+from maskaug.benchmarks.tasks import Task, check_data, check_source, divided_for
 from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.rendering import label, save_picture, sheet
 
@@ -50,7 +50,7 @@ def run_encoding(
     """
     grid = Grid(out / "runs", encoding.cells())
     say(grid.say())
-    check_source(grid.root, grid.cells.values(), lambda c: divided_for(Task(**c["task"]), c["seed"], c["split"]))
+    check_source(grid.root, grid.cells.values(), lambda c: divided_for(Task(**c["task"]), None, c["seed"], c["split"]))
     states = grid.run(jobs=jobs, say=say, cluster=cluster, retries=retries, gpus=gpus)
     for table in write_analysis(grid, out):
         say(table.markdown() + "\n")
@@ -136,7 +136,7 @@ def _pictures(grid: Grid, figures: Mapping[str, Any], out: Path, side: int = 128
     first = done[0].config
     task, seed = Task(**first["task"]), first["seed"]
     own = {c.config["arm"]: c for c in done if c.config["task"] == first["task"] and c.config["seed"] == seed}
-    some = shown_of(divided_for(task, seed, first["split"])["test"])
+    some = shown_of(divided_for(task, None, seed, first["split"])["test"])
     one, masks, lines = some.subset([len(some) // 2]), {}, []
     for arm in (arm for arm in TITLES if arm in own):
         kept = load_file(grid.root / own[arm].name / SHOWN)

@@ -104,6 +104,26 @@ def _check_fold(task: Task, seed: int, data: ImageDataset, what: str, rows: npt.
     )
 
 
+def divided_for(task: Task, shots: int | None, seed: int, split: str) -> dict[str, ImageDataset]:
+    """`parts` of one repetition, "test" being what is scored: with split="val" one half of the validation images.
+
+    The other half chooses every best moment: images that choose are not reported.
+
+    Raises:
+        DatasetError: as `parts`, and validation images of too few groups to be halved.
+    """
+    divided = parts(task, shots, seed)
+    if split == "test":
+        return divided
+    half = divided["val"].splits(seed, (0.5, 0.5))
+    if len(np.unique(half)) < 2:
+        raise DatasetError(
+            f"task {task.name}, seed {seed}: the {len(half)} validation images are too few groups to be halved by "
+            "group; bring more images, of more patients, or score the test images"
+        )
+    return {**divided, "val": divided["val"].subset(half == 0), "test": divided["val"].subset(half == 1)}
+
+
 def check_classes(task: Task, seed: int, scored: ImageDataset) -> None:
     """Whether every class has an image to be scored: AUROC is unknown otherwise.
 

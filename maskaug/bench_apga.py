@@ -43,11 +43,10 @@ def bench_apga(
         The exit status: 1 where a run has failed or is left, and the tables say so.
     """
     from maskaug.benchmarks.augmentation import cells
-    from maskaug.benchmarks.augmentation_cells import divided_for
     from maskaug.benchmarks.augmentation_output import write_analysis
     from maskaug.benchmarks.augmentation_presets import preset_of
     from maskaug.benchmarks.grid import Grid
-    from maskaug.benchmarks.tasks import Task, check_source
+    from maskaug.benchmarks.tasks import Task, check_source, divided_for
 
     chosen = preset_of(data, preset, None if root is None else root.expanduser().resolve(), seeds, arms)
     grid = Grid(out / "runs", cells(chosen.sweeps, chosen.training, split))

@@ -101,4 +101,4 @@ def replace_parts(monkeypatch: pytest.MonkeyPatch, **others: Any) -> None:
         found = parts(task, shots, seed)
         return {name: others.get(name, lambda part: part)(part) for name, part in found.items()}
 
-    monkeypatch.setattr(augmentation_cells, "parts", changed)
+    monkeypatch.setattr("maskaug.benchmarks.tasks.parts", changed)

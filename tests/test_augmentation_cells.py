@@ -34,12 +34,12 @@ from maskaug.benchmarks.augmentation import (
     PLAIN,
     TITLES,
 )
-from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, JUDGE, PREDICTIONS, SCORES, divided_for
+from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, JUDGE, PREDICTIONS, SCORES
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.metrics import classification_metrics
-from maskaug.benchmarks.tasks import DATA, parts
+from maskaug.benchmarks.tasks import DATA, divided_for, parts
 from maskaug.benchmarks.training import dataset_of
-from maskaug.envs.errors import ConfigurationError, JudgeError
+from maskaug.envs.errors import ConfigurationError, DatasetError, JudgeError
 from maskaug.envs.judges import load_judge
 from maskaug.envs.pretrain import predict_logits
 from maskaug.envs.statistics import has_statistics, reestimate_statistics
@@ -215,7 +215,7 @@ def test_a_class_that_is_not_tested_is_named_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: list[Fit]
 ) -> None:
     replace_parts(monkeypatch, test=lambda part: part.subset(part.labels == 0))
-    with pytest.raises(ConfigurationError, match="no test image is "):
+    with pytest.raises(DatasetError, match="no test image is "):
         module.classifier(config_of("none"), new(tmp_path / "none"), {})
     assert not fits
 

@@ -18,6 +18,7 @@ from maskaug.benchmarks.augmentation import Training, cells
 from maskaug.benchmarks.encoder_output import run_encoding, write_analysis
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.tables import read_tables
+from maskaug.benchmarks.tasks import divided_for
 from maskaug.cli import main
 from maskaug.envs import busi, dataset_registry
 from maskaug.envs.errors import ConfigurationError, DatasetError
@@ -159,19 +160,19 @@ def test_images_that_are_too_few_for_an_interval_still_have_their_tables(out: Pa
 
 
 def test_a_cell_that_cannot_be_scored_stops_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = encoder_cells.divided_for(TASK, 0, "test")
+    whole = divided_for(TASK, None, 0, "test")
     labels = whole["test"].labels
     assert labels is not None
     one_class = {**whole, "test": whole["test"].subset(labels == 0)}
-    monkeypatch.setattr(encoder_cells, "divided_for", lambda *_: one_class)
+    monkeypatch.setattr("maskaug.benchmarks.encoder_cells.divided_for", lambda *_: one_class)
     with pytest.raises(DatasetError, match="no test image is"):
         encoder_cells.arm_cell(QUICK.cells()[0].config, tmp_path, {})
     assert not list(tmp_path.iterdir())
 
 
 def test_validation_images_that_cannot_be_halved_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = encoder_cells.divided_for(TASK, 0, "test")
+    whole = divided_for(TASK, None, 0, "test")
     few = {**whole, "val": whole["val"].subset([0])}
-    monkeypatch.setattr(encoder_cells, "parts", lambda *_: few)
+    monkeypatch.setattr("maskaug.benchmarks.tasks.parts", lambda *_: few)
     with pytest.raises(DatasetError, match="task tiny, seed 0: the 1 validation images are too few groups"):
-        encoder_cells.divided_for(TASK, 0, "val")
+        divided_for(TASK, None, 0, "val")

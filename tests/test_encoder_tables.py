@@ -24,7 +24,7 @@ from maskaug.benchmarks.gallery import read_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import verdict
 from maskaug.benchmarks.tables import read_tables
-from maskaug.benchmarks.tasks import parts
+from maskaug.benchmarks.tasks import divided_for, parts
 from maskaug.envs.errors import ConfigurationError
 
 
@@ -88,7 +88,7 @@ def test_a_cell_is_its_seed_and_arm(out: Path, tmp_path: Path) -> None:
 
 
 def test_choices_are_made_on_one_half_of_the_validation_images_and_scored_on_the_other() -> None:
-    test, val = (encoder_cells.divided_for(TASK, 0, split) for split in ("test", "val"))
+    test, val = (divided_for(TASK, None, 0, split) for split in ("test", "val"))
     assert test["train"].digest == val["train"].digest
     assert set(val["val"].names) | set(val["test"].names) == set(test["val"].names)
     assert not set(val["val"].names) & set(val["test"].names)

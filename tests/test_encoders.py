@@ -10,14 +10,13 @@ from typing import Any, get_args
 import pytest
 from encoder_grid import TABLE, TASK, ignore
 
-from maskaug.benchmarks import encoder_cells
 from maskaug.benchmarks.demo_intelligent_masking import demo
 from maskaug.benchmarks.encoder_output import run_encoding
 from maskaug.benchmarks.encoder_presets import DATA, DEMO, PRESETS, encoding_of
 from maskaug.benchmarks.encoders import ARMS, BESIDE, CONTROL, PATCHES, SWAPS
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.tables import read_tables
-from maskaug.benchmarks.tasks import Task
+from maskaug.benchmarks.tasks import Task, divided_for
 from maskaug.cli import main
 from maskaug.envs import busi, lgg
 from maskaug.envs.errors import ConfigurationError
@@ -131,7 +130,7 @@ def test_real_layouts_are_folds_of_whole_groups(data: str, tmp_path: Path) -> No
     assert run_encoding(dataclasses.replace(made, reading=reading), tmp_path / "out", say=ignore)
     tests = []
     for seed in (0, 1):
-        divided = encoder_cells.divided_for(made.tasks[0], seed, "test")
+        divided = divided_for(made.tasks[0], None, seed, "test")
         groups = {name: set(part.groups.tolist()) for name, part in divided.items()}
         assert not groups["train"] & groups["test"]
         assert not groups["val"] & groups["test"]
