@@ -34,7 +34,7 @@ FEW: tuple[str, ...] = ("none", "random", "cutout", "centre", "mean_region", "ap
 TOLD = ("mean_region", "oracle")
 #: the map of BUSI: labelled images of each class, and shares of the image that second views hide.
 SHOTS: tuple[int | None, ...] = (12, 25, 50, 100, None)
-HIDDEN = (0.05, 0.15, 0.25, 0.4, 0.6)
+HIDDEN = (0.05, 0.2, 0.4, 0.6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,10 @@ def _busi(preset: str, root: str) -> Preset:
             [Sweep(tasks, [12], [0, 1], (*PLAIN, "random", "apga", *LOOKING[1:3], "oracle"), [0.6])], training
         )
     seeds = range(20 if preset == "paper" else 5)
-    training = Training(fill="blur") if preset == "cpu" else Training(fill="blur", updates=1500, device="auto")
+    training = (
+        # Batches of 16 did as well as batches of 32 without masks, in half the time.
+        Training(fill="blur", batch=16) if preset == "cpu" else Training(fill="blur", updates=1500, device="auto")
+    )
     return Preset(
         [
             Sweep(tasks, [50], seeds, ARMS, [0.4]),
