@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from maskaug.benchmarks.augmentation import PLAIN, SWAPPED, TITLES, Training
 from maskaug.benchmarks.augmentation_cells import PREDICTIONS
-from maskaug.benchmarks.clustered_bootstrap import Method, clustered_difference
+from maskaug.benchmarks.clustered_bootstrap import Method, Run, clustered_difference, clustered_metric
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.statistics import Interval
 from maskaug.benchmarks.tasks import DATA, check_pair
@@ -131,6 +131,20 @@ class Block:
         one, two = (self.runs[name][seed].predictions for name in (arm, other))
         check_pair(one, two, f"{self.title}, seed {seed}, {title_of(arm)!r} and {title_of(other)!r}")
         return one["labels"], one["groups"], one["probabilities"], two["probabilities"]
+
+    def interval(self, arm: str, metric: str = METRIC) -> Interval | None:
+        """`metric` of one arm, over its seeds and images; None where `difference` would give none."""
+        known = self.runs[arm].values()
+        if len(known) < 2:
+            return None
+        try:
+            return clustered_metric(
+                [Run(*(r.predictions[name] for name in ("labels", "groups", "probabilities"))) for r in known],
+                metric, shared=self.shared, method=METHOD, draws=DRAWS, test_share=self.test_share,
+            )  # fmt: skip
+        except ConfigurationError as error:
+            self.refused.add(str(error))
+            return None
 
     def difference(self, arm: str, other: str, metric: str = METRIC) -> Interval | None:
         """`metric` of `arm` − `other`, paired by seed and image.

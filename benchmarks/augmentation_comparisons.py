@@ -34,14 +34,14 @@ def table(block: Block) -> Table:
     """One block, a row an arm; numbers stay numbers, intervals are text."""
     others = (*OTHERS, *(JOINT_OTHERS if block.joint else ()))
     columns = [
-        "second view", "seeds", "AUROC", "SD", "IQM (95 %)", "− no masks (95 %)", "− random (95 %)",
+        "second view", "seeds", "AUROC", "SD", "AUROC (95 %)", "IQM (95 %)", "− no masks (95 %)", "− random (95 %)",
         "P(better than random)", "against no masks", "against random", *others,
     ]  # fmt: skip
     rows = []
     for arm, runs in block.runs.items():
         values = block.values(arm)
         plain, chance = block.difference(arm, "none"), block.difference(arm, "random")
-        improves = None
+        alone, improves = block.interval(arm), None
         if "random" in block.runs and arm != "random":
             seeds = block.common(arm, "random")
             pair = [np.array([block.runs[a][s].figures[METRIC] for s in seeds])[:, None] for a in (arm, "random")]
@@ -49,6 +49,7 @@ def table(block: Block) -> Table:
         rows.append(
             [
                 title_of(arm), len(runs), float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None,
+                "" if alone is None else alone.text(signed=False),
                 stratified_bootstrap(values[:, None]).text(signed=False) if len(values) >= FEWEST else "",
                 *(i.text() if i else "" for i in (plain, chance)),
                 improves.text(2, signed=False) if improves else "",
@@ -64,7 +65,12 @@ def table(block: Block) -> Table:
 
 
 def _note(block: Block) -> str:
-    said = [f"Images: {block.source}. AUROC on {_scored(block)}.", *_labels(block), _clusters([block]), ALONE]
+    said = [
+        f"Images: {block.source}. AUROC on {_scored(block)}.",
+        *_labels(block),
+        _clusters([block], "AUROC (95 %) and of paired differences"),
+        ALONE,
+    ]
     said += [_few([len(runs) for runs in block.runs.values()])]
     said += [*_arms(block), *(f"No interval: {reason}." for reason in sorted(block.refused))]
     return " ".join(part for part in said if part)
@@ -86,10 +92,10 @@ def _labels(block: Block) -> list[str]:
     ]
 
 
-def _clusters(found: Sequence[Block]) -> str:
+def _clusters(found: Sequence[Block], what: str) -> str:
     first = found[0]
     clusters = "by group of the one data set" if first.shared else "by seed, each with images of its own, and image"
-    text = f"Intervals of paired differences are clustered {clusters}"
+    text = f"Intervals of {what} are clustered {clusters}"
     if first.test_share:
         return (
             f"{text}; since folds share training images, the variance over n of them counts "
@@ -178,7 +184,7 @@ def over_tasks(found: Sequence[Block]) -> Table | None:
         f"AUROC on {_scored(first)} over {len(found)} tasks ({'; '.join(block.title for block in found)}).",
         "Mean of IQMs: of each task's interquartile mean; seeds resampled within each task, images not. Differences: "
         "of means, not of IQMs, over tasks, of the seeds that all tasks have, seeds and the groups of each task drawn.",
-        _clusters(found), ALONE, _few(known),
+        _clusters(found, "paired differences"), ALONE, _few(known),
         "Tasks of one data set share patients, whom the intervals count as others in every task: they are too short."
         if first.shared and len(same) < len(found) else "",
     ]  # fmt: skip

@@ -150,40 +150,6 @@ def stratified_bootstrap(
     return percentile_interval(float(statistic(form(tasks))), np.array(values, np.float64), confidence)
 
 
-def bootstrap_difference(
-    first: Scores,
-    second: Scores,
-    statistic: Callable[[Any], float] = iqm,
-    draws: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """statistic(first) − statistic(second), paired: a run that is drawn is drawn in both.
-
-    Args:
-        first: (R, T), or T arrays (R_t,).
-        second: of the same shape; its run r has the seed of the first's run r.
-        statistic: of scores, in the form that they were given in.
-        draws: how many resamples.
-        confidence: of the interval.
-        seed: of the resamples.
-
-    Raises:
-        ConfigurationError: the shapes differ; and as `stratified_bootstrap`.
-    """
-    check_draws(draws, confidence)
-    tasks, others = _tasks(first, 2), _tasks(second, 2)
-    _check_pairs(tasks, others)
-    form, form_other = _form(first), _form(second)
-    values = [
-        statistic(form([task[picked] for task, picked in zip(tasks, resample, strict=True)]))
-        - statistic(form_other([task[picked] for task, picked in zip(others, resample, strict=True)]))
-        for resample in _resamples(tasks, draws, seed)
-    ]
-    value = float(statistic(form(tasks)) - statistic(form_other(others)))
-    return percentile_interval(value, np.array(values, np.float64), confidence)
-
-
 def probability_of_improvement(
     first: Scores,
     second: Scores,

@@ -17,14 +17,14 @@ from safetensors.numpy import load_file, save_file
 from maskaug.benchmarks import augmentation_analysis as analysis
 from maskaug.benchmarks import augmentation_output as output
 from maskaug.benchmarks.augmentation import SWAPPED, Sweep, cells
-from maskaug.benchmarks.augmentation_analysis import ITSELF, Block, blocks, results, title_of
+from maskaug.benchmarks.augmentation_analysis import DRAWS, ITSELF, Block, blocks, results, title_of
 from maskaug.benchmarks.augmentation_cells import CURVES, PREDICTIONS
 from maskaug.benchmarks.augmentation_comparisons import over_tasks, table
 from maskaug.benchmarks.augmentation_masks import CURVE_NAMES, masks_tables
 from maskaug.benchmarks.augmentation_output import write_analysis
 from maskaug.benchmarks.augmentation_presets import PUBLISHED
 from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
-from maskaug.benchmarks.clustered_bootstrap import clustered_difference
+from maskaug.benchmarks.clustered_bootstrap import Run, clustered_difference, clustered_metric
 from maskaug.benchmarks.grid import Grid, run_cell
 from maskaug.benchmarks.statistics import Interval, mean_of_iqms, verdict
 from maskaug.benchmarks.tables import Table, read_tables
@@ -120,6 +120,22 @@ def test_few_seeds_have_no_interval_of_resampled_seeds(
     # Student's t knows how few they are.
     assert rows_of(shown, "− random (95 %)")["Cutout"] != ""
     assert [("too short below 10" in note) for note in (shown.note, across.note)] == [warned] * 2
+
+
+def test_every_arm_has_an_interval_of_its_own(made_up: None, tmp_path: Path) -> None:
+    one, several = (blocks_of(done(tmp_path / str(n), sweep("none", "random", seeds=range(n))))[0] for n in (1, 3))
+    assert one.interval("none") is None
+    assert "AUROC (95 %)" not in table(one).columns
+    shown = rows_of(table(several), "AUROC", "AUROC (95 %)")["random cells"]
+    runs = [
+        tuple(r.predictions[k] for k in ("labels", "groups", "probabilities")) for r in several.runs["random"].values()
+    ]
+    interval = clustered_metric([Run(*run) for run in runs], shared=several.shared, draws=DRAWS)
+    assert shown == [interval.value, interval.text(signed=False)]
+    assert interval.low < interval.value < interval.high
+    accuracy = several.interval("random", "accuracy")
+    assert accuracy is not None
+    assert accuracy.value == pytest.approx(several.values("random", "accuracy").mean())
 
 
 def test_arms_that_were_tested_on_different_images_are_no_table(made_up: None, tmp_path: Path) -> None:

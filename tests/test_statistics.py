@@ -13,7 +13,6 @@ from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.statistics import (
     Interval,
     bootstrap_counts,
-    bootstrap_difference,
     check_draws,
     iqm,
     percentile_interval,
@@ -139,37 +138,6 @@ def test_scipy_gives_the_same_interval_of_tasks_with_different_numbers_of_runs()
     assert pooled.high - pooled.low > 3 * (found.high - found.low)
 
 
-def test_scipy_gives_the_same_paired_interval() -> None:
-    rng = np.random.default_rng(3)
-    first = rng.normal(0, 1, (12, 1))
-    second = first - rng.normal(0.2, 0.1, (12, 1))
-    found = bootstrap_difference(first, second, np.median, draws=9999)
-    expected = stats.bootstrap(
-        (first[:, 0], second[:, 0]),
-        lambda x, y: np.median(x) - np.median(y),
-        n_resamples=9999,
-        method="percentile",
-        paired=True,
-        vectorized=False,
-        rng=1,
-    ).confidence_interval
-    assert found.value == np.median(first) - np.median(second)
-    assert ends(found) == pytest.approx((expected.low, expected.high), abs=0.03)
-
-
-def test_pairs_narrow_the_interval_of_a_difference() -> None:
-    rng = np.random.default_rng(3)
-    seeds = rng.normal(0, 1, (12, 2))
-    first, second = seeds + rng.normal(0.1, 0.05, seeds.shape), seeds
-    paired = bootstrap_difference(first, second, np.mean, seed=0)
-    assert verdict(paired) == "better"
-    assert verdict(bootstrap_difference(second, first, np.mean)) == "worse"
-    # A different order of seeds is another pairing, and these pairs have nothing in common.
-    assert verdict(bootstrap_difference(first, second[::-1], np.mean)) == "not established"
-    ragged = bootstrap_difference([first[:, 0], first[:7, 1]], [second[:, 0], second[:7, 1]])
-    assert ragged.value == iqm([first[:, 0], first[:7, 1]]) - iqm([second[:, 0], second[:7, 1]])
-
-
 def test_the_probability_of_improvement_is_mann_whitneys_u() -> None:
     first, second = arms()
     for x, y in ((first, second), (second, first), (first[:, :1], second[:, 1:2])):
@@ -212,7 +180,6 @@ def test_seeds_of_a_pair_are_drawn_together() -> None:
 
 BOOTSTRAPS: list[Callable[..., Interval]] = [
     lambda **arguments: stratified_bootstrap(arms()[0], **arguments),
-    lambda **arguments: bootstrap_difference(arms()[0][:8], arms()[1], **arguments),
     lambda **arguments: probability_of_improvement(*arms(), **arguments),
 ]
 
@@ -241,7 +208,7 @@ def test_the_statistic_gets_scores_in_their_own_form() -> None:
 
     stratified_bootstrap(first, form)
     assert forms == {(np.ndarray, 10, 3)}
-    bootstrap_difference(list(first.T), first, form)
+    stratified_bootstrap(list(first.T), form)
     assert forms == {(np.ndarray, 10, 3), (list, 3)}
     assert stratified_bootstrap(first, np.mean).value == first.mean() != stratified_bootstrap(first).value
 
@@ -259,20 +226,15 @@ def test_the_statistic_gets_scores_in_their_own_form() -> None:
 )
 def test_scores_that_give_no_interval_are_refused(scores: Any, message: str) -> None:
     good = np.zeros((3, 1))
-    for call in (
-        stratified_bootstrap,
-        lambda s: bootstrap_difference(good, s),
-        lambda s: probability_of_improvement(s, good),
-    ):
+    for call in (stratified_bootstrap, lambda s: probability_of_improvement(s, good)):
         with pytest.raises(ConfigurationError, match=message):
             call(scores)
 
 
 def test_what_cannot_be_paired_is_refused() -> None:
     first, second = arms()
-    for call in (bootstrap_difference, lambda x, y: probability_of_improvement(x, y, paired=True)):
-        with pytest.raises(ConfigurationError, match="same tasks and seeds"):
-            call(first, second)
+    with pytest.raises(ConfigurationError, match="same tasks and seeds"):
+        probability_of_improvement(first, second, paired=True)
     with pytest.raises(ConfigurationError, match="3 tasks and the second 2"):
         probability_of_improvement(first, second[:, :2])
     with pytest.raises(ConfigurationError, match="at least 1 runs"):
