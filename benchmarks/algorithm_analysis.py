@@ -282,15 +282,15 @@ def picture(settings: AlgorithmSettings, results: Results, game: str, measure: s
 def write_analysis(
     settings: AlgorithmSettings, results: Results, out: Path, skipped: Sequence[str] = ()
 ) -> tuple[Path, ...]:
-    """tables.json, table.md, table.csv, curves.csv and <game>[-<measure>].png in `out`; returns their paths."""
+    """tables.json, tables.md, table.csv, curves.csv and <game>[-<measure>].png in `out`; returns their paths."""
     rows = table_rows(settings, results)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _write_csv(out / "table.csv", [columns, *([row.get(name, "") for name in columns] for row in rows)])
     text = markdown(settings, results, skipped)
-    write_text(out / "table.md", text)
+    write_text(out / "tables.md", text)
     points: list[list[object]] = [["game", "arm", "measure", "seeds", "steps", "cpu_s", "mean", "low", "high"]]
     write_tables(out / TABLES, tables(settings, results))
-    files = [out / TABLES, out / "table.csv", out / "table.md", out / "curves.csv"]
+    files = [out / TABLES, out / "table.csv", out / "tables.md", out / "curves.csv"]
     for game, setting in settings.games.items():
         for measure, (_, games) in MEASURES.items():
             if game not in games:

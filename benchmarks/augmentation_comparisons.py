@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskaug.benchmarks.augmentation_analysis import ALONE, DRAWS, ITSELF, METHOD, METRIC, Block, title_of
+from maskaug.benchmarks.clustered_bootstrap import clusters_note
 from maskaug.benchmarks.clustered_means import clustered_task_difference
 from maskaug.benchmarks.presets import apga_play
 from maskaug.benchmarks.statistics import (
@@ -68,7 +69,7 @@ def _note(block: Block) -> str:
     said = [
         f"Images: {block.source}. AUROC on {_scored(block)}.",
         *_labels(block),
-        _clusters([block], "AUROC (95 %) and of paired differences"),
+        clusters_note("AUROC (95 %) and of paired differences", block.shared, block.test_share),
         ALONE,
     ]
     said += [_few([len(runs) for runs in block.runs.values()])]
@@ -90,18 +91,6 @@ def _labels(block: Block) -> list[str]:
         f"{block.shots} labels a class are what is trained on; the validation split that chooses every classifier's "
         f"best moment has {block.data['images']['val']} labelled images besides."
     ]
-
-
-def _clusters(found: Sequence[Block], what: str) -> str:
-    first = found[0]
-    clusters = "by group of the one data set" if first.shared else "by seed, each with images of its own, and image"
-    text = f"Intervals of {what} are clustered {clusters}"
-    if first.test_share:
-        return (
-            f"{text}; since folds share training images, the variance over n of them counts "
-            f"1/n + {first.test_share:.2f} in place of 1/n (Nadeau & Bengio 2003)."
-        )
-    return text + ("; that training sets overlap they do not know." if first.shared else ".")
 
 
 def _few(seeds: Sequence[int]) -> str:
@@ -184,7 +173,7 @@ def over_tasks(found: Sequence[Block]) -> Table | None:
         f"AUROC on {_scored(first)} over {len(found)} tasks ({'; '.join(block.title for block in found)}).",
         "Mean of IQMs: of each task's interquartile mean; seeds resampled within each task, images not. Differences: "
         "of means, not of IQMs, over tasks, of the seeds that all tasks have, seeds and the groups of each task drawn.",
-        _clusters(found, "paired differences"), ALONE, _few(known),
+        clusters_note("paired differences", first.shared, first.test_share), ALONE, _few(known),
         "Tasks of one data set share patients, whom the intervals count as others in every task: they are too short."
         if first.shared and len(same) < len(found) else "",
     ]  # fmt: skip

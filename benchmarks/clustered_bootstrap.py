@@ -139,6 +139,24 @@ def clustered_metric(
     return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
+def clusters_note(what: str, shared: bool, test_share: float) -> str:
+    """A sentence for people: how intervals of `what` are clustered, and what they know of shared training images.
+
+    >>> clusters_note("differences", False, 0.0)
+    'Intervals of differences are clustered by seed, each with images of its own, and image.'
+    """
+    clusters = (
+        "by seed and by group of the one data set" if shared else "by seed, each with images of its own, and image"
+    )
+    text = f"Intervals of {what} are clustered {clusters}"
+    if test_share:
+        return (
+            f"{text}; since folds share training images, the variance over n of them counts 1/n + {test_share:.2f} in "
+            "place of 1/n (Nadeau & Bengio 2003)."
+        )
+    return text + ("; that training sets overlap they do not know." if shared else ".")
+
+
 def scored_pair(number: int, run: PairedRun | tuple[Any, Any, Any, Any], metric: str) -> ScoredRun:
     """Run `number`, its figure being the difference of the metric; arguments and errors of `clustered_difference`."""
     labels, groups, (first, second) = _checked(number, metric, run[0], run[1], run[2:])

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from maskaug.benchmarks.clustered_bootstrap import clustered_difference
+from maskaug.benchmarks.clustered_bootstrap import clustered_difference, clusters_note
 from maskaug.benchmarks.encoder_cells import PREDICTIONS
 from maskaug.benchmarks.encoders import ARMS, BESIDE, CONTROL, TITLES
 from maskaug.benchmarks.grid import Cell
@@ -63,6 +63,7 @@ class Block:
         runs: arm → seed → result.
         shared: whether all seeds test images of one data set.
         source: of the images: "synthetic", or the data set's name.
+        test_share: tested images ÷ all others where seeds are folds of one data set; else 0.
         refused: why there are differences without an interval; filled as they are asked for.
     """
 
@@ -71,6 +72,7 @@ class Block:
     runs: Mapping[str, Mapping[int, Result]]
     shared: bool
     source: str
+    test_share: float
     refused: set[str] = dataclasses.field(default_factory=set, repr=False)
     _known: dict[tuple[str, str], Interval | None] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -117,7 +119,7 @@ class Block:
         if len(runs) < 2:
             return None
         try:
-            return clustered_difference(runs, METRIC, shared=self.shared, draws=DRAWS)
+            return clustered_difference(runs, METRIC, shared=self.shared, draws=DRAWS, test_share=self.test_share)
         except ConfigurationError as error:
             self.refused.add(str(error))
             return None
@@ -162,9 +164,10 @@ def blocks(found: Sequence[Result], cells: Iterable[Cell]) -> Iterator[Block]:
         runs = {arm: {r.seed: r for r in own if r.arm == arm} for arm in ARMS}
         runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
         source = json.loads((own[0].folder / DATA).read_text(encoding="utf-8"))["source"]
-        shared = not (source == "synthetic" and asked[task]["task"]["folds"] == 0)
+        folds = asked[task]["task"]["folds"]
+        shared, test_share = not (source == "synthetic" and folds == 0), 1 / (folds - 1) if folds else 0.0
         for some in ([tuple(keys)] if len(keys) > 1 else []) + [(key,) for key in keys]:
-            yield Block(task, some, runs, shared, source)
+            yield Block(task, some, runs, shared, source, test_share)
 
 
 def table(block: Block) -> Table:
@@ -195,12 +198,10 @@ def table(block: Block) -> Table:
 
 
 def _note(block: Block) -> str:
-    clusters = "by seed, each with images of its own, and image"
-    if block.shared:
-        clusters = "by fold and by group of the one data set (that training sets overlap they do not know)"
+    clusters = clusters_note("paired differences", block.shared, block.test_share)
     return (
-        f"Images: {block.source}. Macro-AUROC on held-out images, mean over draws of labels; paired differences with "
-        f"95 % intervals clustered {clusters}. Random of equal area: random cells, or for one patch a random patch."
+        f"Images: {block.source}. Macro-AUROC on held-out images, mean over draws of labels. {clusters} Random of "
+        "equal area: random cells, or for one patch a random patch."
         + "".join(f" No interval: {reason}." for reason in sorted(block.refused))
     )
 

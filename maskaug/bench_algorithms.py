@@ -19,7 +19,7 @@ def bench_algorithms(
     """Every agent and Stable-Baselines3 algorithm on two frozen games: reward against judged masks and CPU seconds.
 
     Args:
-        out: a folder for every run, table.md, table.csv, curves.csv and the pictures; what it holds is not run again.
+        out: a folder for every run, tables.md, table.csv, curves.csv and the pictures; what it holds is not run again.
         preset: smoke (whether everything runs, two minutes), cpu (five seeds, 45 minutes with --jobs 2) or paper
             (twenty seeds, eight times as many masks, all arms, on a GPU where there is one).
         jobs: runs at a time.

@@ -203,7 +203,7 @@ def test_a_curve_by_hand(tmp_path: Path) -> None:
 def test_pictures_of_another_measure_differ(grid: Grid, tmp_path: Path) -> None:
     files = write_analysis(TINY, grid.results(), tmp_path)
     assert {file.name for file in files} == {
-        "tables.json", "table.csv", "table.md", "curves.csv", "reconstruction.png", "classification.png",
+        "tables.json", "table.csv", "tables.md", "curves.csv", "reconstruction.png", "classification.png",
         "classification-retention.png",
     }  # fmt: skip
     assert all(file.is_file() for file in files)
@@ -211,7 +211,7 @@ def test_pictures_of_another_measure_differ(grid: Grid, tmp_path: Path) -> None:
     assert one is not None
     assert other is not None
     assert (one != other).any()
-    text = (tmp_path / "table.md").read_text()
+    text = (tmp_path / "tables.md").read_text()
     assert "\\|input × gradient\\|" in text
     assert len({line.replace("\\|", "").count("|") for line in text.split("###")[2].splitlines() if "|" in line}) == 1
 
@@ -233,7 +233,7 @@ def test_the_command_runs_and_goes_on(
     assert "3 of 3 cells done" in said
     assert "| APGA | 1 | 128 |" in said
     assert (results.read_bytes(), results.stat().st_mtime_ns) == before
-    assert "end-to-end" in (tmp_path / "table.md").read_text()
+    assert "end-to-end" in (tmp_path / "tables.md").read_text()
     assert json.loads((tmp_path / "classification/seed-000/apga/config.json").read_text())["asked"]["repeat"] == 4
     # Another split is another benchmark.
     assert main([*words, "--arms", "apga", "--split", "val"]) == 2
@@ -261,7 +261,7 @@ def test_a_run_that_fails_is_marked_and_tried_again(
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "| APGA | 1 |" in said
-    assert "UNFINISHED" not in (tmp_path / "table.md").read_text()
+    assert "UNFINISHED" not in (tmp_path / "tables.md").read_text()
 
 
 def test_every_flag_reaches_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,16 @@ def test_better_is_said_where_the_interval_says_so(tmp_path: Path) -> None:
 def test_folds_of_one_data_set_share_their_groups(out: Path) -> None:
     cells = dataclasses.replace(TABLE, tasks=[dataclasses.replace(TASK, folds=2)]).cells()
     found = analysis.results(out / "runs", cells, grid_in(out).results())
-    assert all(block.shared for block in analysis.blocks(found, cells))
+    folds, apart = (list(analysis.blocks(found, some)) for some in (cells, TABLE.cells()))
+    assert {(block.shared, block.test_share) for block in folds} == {(True, 1.0)}
+    assert {(block.shared, block.test_share) for block in apart} == {(False, 0.0)}
+    # Two folds: the variance of their mean counts 1/2 + 1 in place of 1/2.
+    ours, plain = (some[0].difference("ours", "none") for some in (folds, apart))
+    assert ours is not None
+    assert plain is not None
+    assert ours.value == pytest.approx(plain.value)
+    assert ours.high - ours.low > 1.5 * (plain.high - plain.low)
+    assert "1/n + 1.00" in analysis.table(folds[0]).note
 
 
 def test_files_and_pictures(out: Path) -> None:
