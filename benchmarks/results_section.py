@@ -39,25 +39,39 @@ class Shown:
     picture: str = ""
 
 
-_ARMS = ("second view", "seeds", "AUROC", "− no masks (95 %)", "against no masks", "− random (95 %)", "against random")
+_ARMS = (
+    "second view", "seeds", "AUROC", "AUROC (95 %)", "− no masks (95 %)", "against no masks", "− random (95 %)",
+    "against random",
+)  # fmt: skip
+_SYNTHETIC = "maskaug bench apga --preset cpu --jobs 2 --out DIR"
+_BUSI = "maskaug bench apga --preset cpu --data busi --root $BUSI --jobs 2 --out DIR"
+_ALGORITHMS = "maskaug bench algorithms --preset cpu --jobs 2 --out DIR"
+_REWARD = (
+    "arm", "seeds", "CPU-s", "normalised reward [95 %]", "untrained", "swapped", "− Intelligent Masking [95 %]",
+    "− APGA [95 %]", "verdict",
+)  # fmt: skip
 SHOWN = (
     Shown(
-        "apga-synthetic", "radiographs-medium, 100 labels a class, 60% hidden", _ARMS,
-        "Does training with masks help? Synthetic radiographs, 100 labels a class, 60 % hidden",
-        "maskaug bench apga --preset cpu --out DIR",
-        "forest-radiographs-medium-100-labels-a-class-60-hidden.png",
+        "apga-synthetic", "radiographs-easy, 100 labels a class, 80% hidden", _ARMS,
+        "Does training with masks help? Synthetic radiographs, 100 labels a class, 80 % hidden", _SYNTHETIC,
+        "forest-radiographs-easy-100-labels-a-class-80-hidden.png",
     ),
     Shown(
         "apga-busi", "busi-diagnosis, 50 labels a class, 40% hidden", _ARMS,
-        "The same on real ultrasound: benign or malignant, 50 labels a class, 40 % hidden",
-        "maskaug bench apga --preset cpu --data busi --root ROOT --out DIR",
+        "The same on real ultrasound: benign or malignant, 50 labels a class, 40 % hidden", _BUSI,
         "map-busi-diagnosis.png",
     ),
     Shown(
         "apga-busi", "busi-presence, 50 labels a class, 40% hidden", _ARMS,
-        "Is there a lesion in this crop? 50 labels a class, 40 % hidden",
-        "maskaug bench apga --preset cpu --data busi --root ROOT --out DIR",
-        "map-busi-presence.png",
+        "Is there a lesion in this crop? 50 labels a class, 40 % hidden", _BUSI, "map-busi-presence.png",
+    ),
+    Shown(
+        "algorithms", "reconstruction", _REWARD, "Which algorithm finds the hardest patch? Frozen reconstruction game",
+        _ALGORITHMS, "reconstruction.png",
+    ),
+    Shown(
+        "algorithms", "classification", _REWARD, "Which algorithm finds what a classifier needs? Frozen classifier",
+        _ALGORITHMS, "classification.png",
     ),
 )  # fmt: skip
 
