@@ -79,8 +79,9 @@ def _at_equal_area(title: str, found: _Found, figures: Mapping[str, Mapping[str,
             rows.append([f"control: {name.replace('_', ' ')}", len(controls), kept[0], None, *kept[1:], None])
     note = (
         "Held-out images, means over seeds. Retention: the share of the region that the mask selects; swapped: with "
-        "the masks of other images. Hit rate: of images at least half of whose region is selected. Pointing game: of images "
-        "in whose region the middle of the first cell lies. CPU-s: to train the masker and to rank all images, its judge's training apart."
+        "the masks of other images. Hit rate: of images, at least half of whose region is selected. Pointing game: of "
+        "images in whose region the middle of the first cell lies. CPU-s: to train the masker and to rank all images, "
+        "its judge's training apart."
     )
     columns = ["mask", "seeds", *_SHOWN, "CPU-s"]
     full = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
