@@ -21,7 +21,7 @@ from maskaug.benchmarks.augmentation_comparisons import over_tasks, table
 from maskaug.benchmarks.augmentation_masks import masks_tables
 from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
 from maskaug.benchmarks.forest import Compared, difference_map, forest
-from maskaug.benchmarks.gallery import GALLERY, write_gallery
+from maskaug.benchmarks.gallery import GALLERY, gallery_picture, read_gallery, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
@@ -30,8 +30,8 @@ from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture
 
-#: images of a gallery.
-SHOWN = 6
+#: images of a gallery, and its picture for people.
+SHOWN, PICTURE = 6, "gallery.png"
 
 
 def write_analysis(grid: Grid, out: Path) -> list[Table]:
@@ -56,7 +56,7 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     tables = [Table(t.title, t.columns, t.rows, t.note + besides, unfinished, t.stand_in) for t in tables]
     out.mkdir(parents=True, exist_ok=True)
     # What an earlier call with more arms or seeds drew would stand beside tables that know nothing of it.
-    for old in (*out.glob("forest-*.png"), *out.glob("map-*.png"), out / GALLERY):
+    for old in (*out.glob("forest-*.png"), *out.glob("map-*.png"), out / GALLERY, out / PICTURE):
         old.unlink(missing_ok=True)
     write_tables(out / TABLES, tables)
     text = "\n\n".join(table.markdown() for table in tables) + "\n"
@@ -157,6 +157,7 @@ def _gallery(grid: Grid, figures: Mapping[str, Any], out: Path) -> None:
         names=list(some.names), title=f"{first['task']['name']}, {budget}, seed {first['seed']}{scored}: masks of 25 %",
         stand_in=some.source == "synthetic" and first["task"]["env_id"] != "MaskAug-Synthetic-v0",
     )  # fmt: skip
+    save_picture(str(out / PICTURE), gallery_picture(read_gallery(out / GALLERY)))
 
 
 def _slug(title: str) -> str:

@@ -1,4 +1,4 @@
-"""`gallery.safetensors`: a few images with their known region and the mask of every arm, for `maskaug report` to show.
+"""A few images with the masks of every arm: `gallery.safetensors`, which `maskaug report` shows, and a picture of it.
 
 The tensors: "images" (M, C, H, W) uint8 with 1 or 3 channels; "regions" (M, H, W) uint8, where they are known, zeros
 for an image without one; "mask.<arm>" (M, H, W) uint8, 1 = selected, one for each arm. The header's only entry,
@@ -19,8 +19,10 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
+from maskaug.benchmarks.chart_parts import drawable
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_safetensors
+from maskaug.envs.rendering import MASK, PAPER, REGION, Picture, label, outline, sheet, tint, to_rgb
 
 GALLERY = "gallery.safetensors"
 _FORMAT = "maskaug-gallery-1"
@@ -140,6 +142,32 @@ def read_gallery(path: str | os.PathLike[str], most: int | None = None) -> Galle
         about["stand_in"],
         count - kept,
     )
+
+
+def gallery_picture(gallery: Gallery, side: int = 80, columns: int = 2) -> Picture:
+    """A line of all images for the images themselves and for every arm, (h, w, 3) uint8.
+
+    Args:
+        gallery: what is shown: known regions in turquoise, masks in orange.
+        side: pixels of an image's sides.
+        columns: lines beside each other.
+    """
+    known = [None] * len(gallery.images) if gallery.regions is None else list(gallery.regions)
+
+    def strip(name: str, masks: npt.NDArray[np.bool_] | None) -> Picture:
+        pictures = []
+        for i, (image, region) in enumerate(zip(gallery.images, known, strict=True)):
+            picture = to_rgb(image, side) if masks is None else tint(to_rgb(image, side), masks[i], MASK)
+            picture = picture if region is None else outline(picture, region, REGION)
+            pictures.append(np.pad(picture, ((0, 0), (0, 2), (0, 0))))
+        return label(np.concatenate(pictures, 1), drawable(name))
+
+    first = "images" if gallery.regions is None else "images, known region outlined"
+    strips = [strip(first, None), *(strip(name, masks) for name, masks in gallery.masks.items())]
+    strips += [np.full_like(strips[0], PAPER)] * (-len(strips) % columns)
+    rows = [strips[i : i + columns] for i in range(0, len(strips), columns)]
+    heading = f"{'STAND-IN IMAGES: ' if gallery.stand_in else ''}{gallery.title}"
+    return sheet(rows, [""] * columns, drawable(heading))
 
 
 def _check(shapes: Mapping[str, tuple[int, ...]], about: Any, where: str) -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Picture = npt.NDArray[np.uint8]
 REGION = (64, 224, 208)
 MASK = (255, 140, 0)
-_INK, _PAPER = (232, 232, 232), (18, 18, 22)
+PAPER = (18, 18, 22)
+_INK = (232, 232, 232)
 
 
 def to_rgb(image: Picture, side: int) -> Picture:
@@ -62,7 +63,7 @@ def heat(picture: Picture, values: npt.NDArray[np.float32], strength: float = 0.
 
 def label(picture: Picture, text: str, height: int = 22) -> Picture:
     """`picture` with a line of text below it."""
-    strip = Image.new("RGB", (picture.shape[1], height), _PAPER)
+    strip = Image.new("RGB", (picture.shape[1], height), PAPER)
     ImageDraw.Draw(strip).text((4, height // 2), text, fill=_INK, font=_font(height - 9), anchor="lm")
     return np.concatenate([picture, np.asarray(strip, np.uint8)])
 
@@ -72,7 +73,7 @@ def sheet(rows: Sequence[Sequence[Picture]], titles: Sequence[str], heading: str
     side_h, side_w = rows[0][0].shape[:2]
     left, top = gap, gap + (30 if heading else 0)
     width = left + len(titles) * (side_w + gap)
-    canvas = Image.new("RGB", (width, top + 22 + len(rows) * (side_h + gap)), _PAPER)
+    canvas = Image.new("RGB", (width, top + 22 + len(rows) * (side_h + gap)), PAPER)
     draw = ImageDraw.Draw(canvas)
     if heading:
         # As large as fits: few columns leave little room for a long line.

@@ -453,7 +453,7 @@ def test_an_unfinished_grid_is_marked_in_every_table_and_a_finished_one_is_not(m
     whole = write_analysis(grid, tmp_path)
     assert {t.unfinished for t in whole} == {""}
     assert [t.title for t in read_tables(tmp_path / "tables.json")] == [t.title for t in whole]
-    for name in ("forest-toys-6-labels-a-class-25-hidden.png", "map-toys.png", "gallery.safetensors"):
+    for name in ("forest-toys-6-labels-a-class-25-hidden.png", "map-toys.png", "gallery.safetensors", "gallery.png"):
         assert (tmp_path / name).is_file()
     with (tmp_path / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

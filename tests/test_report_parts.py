@@ -16,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from maskaug.benchmarks.gallery import read_gallery, write_gallery
+from maskaug.benchmarks.gallery import gallery_picture, read_gallery, write_gallery
 from maskaug.benchmarks.report_charts import Line, axis, chart, labels, number, thinned
 from maskaug.benchmarks.report_html import Budget, cell, sort_value
 from maskaug.benchmarks.report_pictures import embedded, overlay, small_image
 from maskaug.benchmarks.tables import Table, read_tables, write_tables
 from maskaug.envs.errors import ConfigurationError
 from maskaug.envs.files import write_safetensors
+from maskaug.envs.rendering import MASK, REGION
 
 # ---- tables.json -----------------------------------------------------------------------------------------------------
 
@@ -113,6 +114,33 @@ def test_what_a_gallery_may_leave_out(tmp_path: Path) -> None:
     write_gallery(tmp_path / "gallery.safetensors", given["images"], given["masks"])
     read = read_gallery(tmp_path / "gallery.safetensors")
     assert (read.regions, read.names, read.title, read.note, read.stand_in) == (None, ("0", "1", "2"), "", "", False)
+
+
+def test_the_picture_of_a_gallery_has_a_line_for_the_images_and_for_every_arm(tmp_path: Path) -> None:
+    path, side = tmp_path / "gallery.safetensors", 40
+    masks = {name: np.zeros((3, 8, 8), np.bool_) for name in ("none of it", "left half", "right × half")}
+    masks["left half"][:, :, :4] = masks["right × half"][:, :, 4:] = True
+    regions = np.zeros((3, 8, 8), np.bool_)
+    regions[1, 2:6, 2:6] = True
+    write_gallery(path, np.full((3, 1, 8, 8), 100, np.uint8), masks, regions, title="T")
+    found = gallery_picture(read_gallery(path), side, columns=2)
+    assert np.array_equal(found, gallery_picture(read_gallery(path), side, columns=2))
+    grey, tinted = (np.isclose(found, colour, atol=2).all(2) for colour in ((100, 100, 100), (169, 118, 55)))
+    turquoise, orange = ((found == colour).all(2) for colour in (REGION, MASK))
+    middle = found.shape[1] // 2
+    # Left: the images and "left half"; right: "none of it" and "right × half". No image is hidden by its mask.
+    for columns, some in ((slice(middle), True), (slice(middle, None), True)):
+        assert tinted[:, columns].any() == orange[:, columns].any() == some
+        assert turquoise[:, columns].any()
+    top, bottom = found[: found.shape[0] // 2], found[found.shape[0] // 2 :]
+    assert not (top == MASK).all(2).any()
+    assert (bottom == MASK).all(2).any()
+    assert grey[:, :middle].sum() > grey.sum() // 4
+    assert gallery_picture(read_gallery(path), 2 * side).shape[1] > 1.5 * found.shape[1]
+    assert gallery_picture(read_gallery(path), side, columns=1).shape[0] > 1.5 * found.shape[0]
+    write_gallery(path, np.full((3, 3, 8, 8), 100, np.uint8), masks, title="T", stand_in=True)
+    plain = gallery_picture(read_gallery(path), side)
+    assert not (plain == REGION).all(2).any()
 
 
 def changed(name: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> dict[str, Any]:
