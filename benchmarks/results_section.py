@@ -48,7 +48,7 @@ _BUSI = "maskaug bench apga --preset cpu --data busi --root $BUSI --jobs 2 --out
 _ALGORITHMS = "maskaug bench algorithms --preset cpu --jobs 2 --out DIR"
 _REWARD = (
     "arm", "seeds", "CPU-s", "normalised reward [95 %]", "untrained", "swapped", "− Intelligent Masking [95 %]",
-    "− APGA [95 %]", "verdict",
+    "− APGA [95 %]", "verdict", "share of the region kept [95 %]",
 )  # fmt: skip
 SHOWN = (
     Shown(
