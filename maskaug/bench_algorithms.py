@@ -20,8 +20,8 @@ def bench_algorithms(
 
     Args:
         out: a folder for every run, tables.md, table.csv, curves.csv and the pictures; what it holds is not run again.
-        preset: smoke (whether everything runs, two minutes), cpu (five seeds, without TRPO, 30 minutes with --jobs 2) or paper
-            (twenty seeds, eight times as many masks, all arms, on a GPU where there is one).
+        preset: smoke (whether everything runs, two minutes), cpu (five seeds, without TRPO, 30 minutes with --jobs 2)
+            or paper (twenty seeds, eight times as many masks, all arms, on a GPU where there is one).
         jobs: runs at a time.
         seeds: how many, from 0; each draws its own images and judge. The preset's, if left out.
         games: reconstruction (one patch, an exact scale), classification (a quarter of the cells), or both.
