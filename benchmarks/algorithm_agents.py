@@ -16,7 +16,7 @@ from maskaug.agents.masker import AGENTS
 from maskaug.agents.sb3 import as_vec_env
 from maskaug.agents.sb3_agent import SB3Agent
 from maskaug.agents.sb3_defaults import ALGORITHMS, DEFAULTS
-from maskaug.benchmarks.algorithms import PLAIN
+from maskaug.benchmarks.algorithms import AS_SB3
 from maskaug.envs.environment import MaskVectorEnv
 
 #: images a batch of our own agents; Stable-Baselines3's have the table's, and one as SB3 has them.
@@ -94,11 +94,11 @@ def make_agent(
         seed: of everything that it draws.
         device: where it lives.
     """
-    plain, known = name.endswith(PLAIN), name in ALGORITHMS
+    plain, known = name.endswith(AS_SB3), name in ALGORITHMS
     n = 1 if plain else DEFAULTS[name, keywords["action"]]["num_envs"] if known else NUM_ENVS
     env = MaskVectorEnv(n, **{**keywords, "device": device, "repeat": repeat})
     if plain:
-        return PlainSB3(name.removesuffix(PLAIN), env, seed, device)
+        return PlainSB3(name.removesuffix(AS_SB3), env, seed, device)
     if known:
         return SB3Agent(env, algorithm=name, seed=seed, device=device, **settings)
     return AGENTS[name](env, seed=seed, device=device, **settings)

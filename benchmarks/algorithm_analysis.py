@@ -44,10 +44,11 @@ SIMPLE = {
 }  # fmt: skip
 #: an arm has one colour in every picture; our own agents are black.
 COLOURS: dict[str, Colour] = {
-    "intelligent_masking": (0, 0, 0), "apga": (0, 0, 0), "published": (140, 140, 140), "end_to_end": (130, 90, 30),
-    "distilled": (190, 170, 60), "dqn": (213, 94, 0), "qrdqn": (230, 159, 0), "ppo": (0, 114, 178),
-    "a2c": (0, 158, 115), "trpo": (204, 121, 167), "maskableppo": (86, 180, 233), "recurrentppo": (110, 60, 160),
-    "dqn_default": (255, 170, 140), "ppo_default": (150, 195, 230), "a2c_default": (150, 215, 190),
+    "intelligent_masking": (0, 0, 0), "apga": (0, 0, 0), "apga_random": (90, 90, 200), "published": (140, 140, 140),
+    "end_to_end": (130, 90, 30), "distilled": (190, 170, 60), "dqn": (213, 94, 0), "qrdqn": (230, 159, 0),
+    "ppo": (0, 114, 178), "a2c": (0, 158, 115), "trpo": (204, 121, 167), "maskableppo": (86, 180, 233),
+    "recurrentppo": (110, 60, 160), "dqn_default": (255, 170, 140), "ppo_default": (150, 195, 230),
+    "a2c_default": (150, 215, 190),
 }  # fmt: skip
 
 #: name of a cell → its figures.
@@ -75,13 +76,13 @@ class Curve:
 
     def intervals(self) -> list[Interval | None]:
         """Of each column the mean with its interval; None with a single seed."""
-        return [interval_of(column) for column in self.values.T]
+        return [t_interval(column) for column in self.values.T]
 
 
-def interval_of(values: Sequence[float] | Array) -> Interval | None:
+def t_interval(values: Sequence[float] | Array) -> Interval | None:
     """The mean and its 95 % Student's t interval; None of fewer than two values.
 
-    >>> interval_of([0.1, 0.3, 0.2]).text()
+    >>> t_interval([0.1, 0.3, 0.2]).text()
     '+.200 (−.048 … +.448)'
     """
     return Interval(*paired_interval([float(v) for v in values])) if len(values) > 1 else None
@@ -164,7 +165,7 @@ def _interval_cells(measure: str, values: Sequence[float]) -> Row:
     if not values:
         return {}
     cells: Row = {measure: float(np.mean(values))}
-    interval = interval_of(values)
+    interval = t_interval(values)
     return cells if interval is None else {**cells, f"{measure}.low": interval.low, f"{measure}.high": interval.high}
 
 
@@ -175,8 +176,8 @@ def unfinished(settings: AlgorithmSettings, results: Results) -> str:
     return "" if done == len(cells) else f"{done} of {len(cells)} cells done"
 
 
-def tables(settings: AlgorithmSettings, results: Results) -> list[Table]:
-    """The table of every game; each says what is missing."""
+def tables(settings: AlgorithmSettings, results: Results, besides: str = "") -> list[Table]:
+    """The table of every game; each says what is missing, and `besides` at the end of its note."""
     rows, missing = table_rows(settings, results), unfinished(settings, results)
     found = []
     for game, setting in settings.games.items():
@@ -184,33 +185,41 @@ def tables(settings: AlgorithmSettings, results: Results) -> list[Table]:
         first = ARMS[game][setting.arms[0]].title
         heads = ["arm", "seeds", "masks", "CPU-s", "masks per CPU-s"]
         for measure in measures:
-            heads += [
-                f"{MEASURES[measure][0]} [95 %]",
-                "untrained",
-                "swapped",
-                f"− {first} [95 %]",
-                "P(better)",
-                "verdict",
-            ]
+            what = "" if measure == "normalised" else f"{MEASURES[measure][0]}: "
+            own = ("untrained", "swapped", f"− {first} [95 %]", "P(better)", "verdict")
+            heads += [f"{MEASURES[measure][0]} [95 %]", *(what + name for name in own)]
         cells = [_cells(row, measures, settings.seeds) for row in rows if row["game"] == game]
         title = f"{game}: {setting.timesteps} masks, {settings.split} split, {_seeds(settings.seeds)}"
-        found.append(Table(title, heads, cells, _note(game, first), missing))
+        found.append(Table(title, heads, cells, _note(game, setting.arms) + besides, missing))
     return found
 
 
-def _note(game: str, first: str) -> str:
-    return (
+def _note(game: str, arms: Sequence[str]) -> str:
+    first = ARMS[game][arms[0]].title
+    said = (
         f"Normalised reward: {SCALES[game]}. Untrained: by the same policy before its first judged mask. Swapped: the "
         "masks of the trained agent, each on another image than its own. Means over seeds with 95 % intervals of "
         f"Student's t; − {first}: paired by seed. P(better): how probable it is that a seed of this arm is better than "
         f"one of {first}. Verdict: better or worse where the interval of the difference leaves out 0; of twenty "
         "comparisons of equals one would."
     )
+    if game == "classification" and {"apga", "end_to_end"} & set(arms):
+        said += (
+            " APGA, with either loss, and end-to-end start from the frozen judge's own weights, which is most of what "
+            "they know after a few masks; APGA, random start, does not, and nor do the algorithms of "
+            "Stable-Baselines3."
+        )
+    if "distilled" in arms:
+        said += (
+            " Distilled asks the frozen judge nothing: its masks are images that its own judges learn from, and maps "
+            "that it learns."
+        )
+    return said
 
 
-def markdown(settings: AlgorithmSettings, results: Results, skipped: Sequence[str] = ()) -> str:
+def markdown(settings: AlgorithmSettings, results: Results, skipped: Sequence[str] = (), besides: str = "") -> str:
     """The table of every game, and what is missing from it."""
-    text = "\n\n".join(table.markdown() for table in tables(settings, results)) + "\n"
+    text = "\n\n".join(table.markdown() for table in tables(settings, results, besides)) + "\n"
     if skipped:
         text += f"\nSkipped: {', '.join(skipped)} (sb3-contrib is not installed; pip install 'maskaug[contrib]').\n"
     return text
@@ -280,16 +289,22 @@ def picture(settings: AlgorithmSettings, results: Results, game: str, measure: s
 
 
 def write_analysis(
-    settings: AlgorithmSettings, results: Results, out: Path, skipped: Sequence[str] = ()
+    settings: AlgorithmSettings, results: Results, out: Path, skipped: Sequence[str] = (), besides: str = ""
 ) -> tuple[Path, ...]:
-    """tables.json, tables.md, table.csv, curves.csv and <game>[-<measure>].png in `out`; returns their paths."""
+    """tables.json, tables.md, table.csv, curves.csv and <game>[-<measure>].png in `out`; returns their paths.
+
+    Pictures of games that an earlier call drew there and this one has not asked for are removed.
+    """
+    for game in ARMS:
+        for old in (out / f"{game}.png", *out.glob(f"{game}-*.png")):
+            old.unlink(missing_ok=True)
     rows = table_rows(settings, results)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _write_csv(out / "table.csv", [columns, *([row.get(name, "") for name in columns] for row in rows)])
-    text = markdown(settings, results, skipped)
+    text = markdown(settings, results, skipped, besides)
     write_text(out / "tables.md", text)
     points: list[list[object]] = [["game", "arm", "measure", "seeds", "steps", "cpu_s", "mean", "low", "high"]]
-    write_tables(out / TABLES, tables(settings, results))
+    write_tables(out / TABLES, tables(settings, results, besides))
     files = [out / TABLES, out / "table.csv", out / "tables.md", out / "curves.csv"]
     for game, setting in settings.games.items():
         for measure, (_, games) in MEASURES.items():

@@ -1,4 +1,4 @@
-"""What `maskaug bench algorithms` runs: every agent and every algorithm of Stable-Baselines3 on two frozen games.
+"""What `maskaug bench algorithms` runs: our agents and Stable-Baselines3's algorithms on two frozen games.
 
 One seed = one draw of the data and one judge, trained on its training split and then frozen; every arm of that seed
 plays against that judge. A run is looked at on held-out images before it begins, then after 64, 128, 256, … judged
@@ -13,6 +13,9 @@ thread.
   sees the image alone can reach: much of it fools the judge outside the finding. A reward alone does not say that a
   mask lies where the finding is, so the share of the region that is kept stands beside it. Every arm's mask is the
   same number of its best cells, whatever area its policy would have chosen.
+
+`APGA`, with either loss, and `EndToEnd` start from the frozen judge's own weights, which is most of what they know
+after a few masks; "APGA, random start" does not, as the algorithms of Stable-Baselines3 do not.
 
 What a step is: a judged mask. Of `Distilled`, which asks the frozen judge nothing, it is an image that one of its own
 judges is trained on, or a map that its network learns from: half of its steps go into two judges. `EndToEnd` has a pass
@@ -33,7 +36,7 @@ from maskaug.envs.errors import ConfigurationError
 #: the work of the two kinds of cells.
 JUDGE_WORK, RUN_WORK = (f"maskaug.benchmarks.algorithm_runs:{name}" for name in ("judge_cell", "run_cell"))
 #: what stands behind the name of an algorithm that is set up as Stable-Baselines3 does.
-PLAIN = "_default"
+AS_SB3 = "_default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +59,12 @@ class Arm:
     @property
     def package(self) -> str | None:
         """The optional package that it needs."""
-        row = ALGORITHMS.get(self.agent.removesuffix(PLAIN))
+        row = ALGORITHMS.get(self.agent.removesuffix(AS_SB3))
         return "sb3_contrib" if row is not None and row.package == "sb3_contrib" else None
 
 
 _SB3 = {name: Arm(row.title, name) for name, row in ALGORITHMS.items() if name != "sac"}  # SAC plays neither game
-_PLAIN = {f"{name}{PLAIN}": Arm(f"{name.upper()} as SB3 has it", f"{name}{PLAIN}") for name in ("ppo", "a2c", "dqn")}
+_PLAIN = {f"{name}{AS_SB3}": Arm(f"{name.upper()} as SB3 has it", f"{name}{AS_SB3}") for name in ("ppo", "a2c", "dqn")}
 _DISCRETE = ("dqn", "qrdqn", "dqn_default")
 
 #: game → its arms; the first is our own agent, against which the others are paired.
@@ -78,6 +81,7 @@ ARMS: dict[str, dict[str, Arm]] = {
     "classification": {
         # Each of the four tries counts.
         "apga": Arm("APGA", "APGA", repeat=4),
+        "apga_random": Arm("APGA, random start", "APGA", {"init": "random"}, repeat=4),
         "published": Arm("APGA, published loss", "APGA", {"loss": "published"}),
         "end_to_end": Arm("end-to-end", "EndToEnd"),
         "distilled": Arm("distilled", "Distilled", {"judges": 2}),
@@ -87,7 +91,7 @@ ARMS: dict[str, dict[str, Arm]] = {
 #: those that run where none is named.
 USUAL = {
     "reconstruction": ("intelligent_masking", "published", "dqn", "qrdqn", "ppo", "a2c", "trpo"),
-    "classification": ("apga", "published", "end_to_end", "distilled", "ppo", "a2c", "trpo"),
+    "classification": ("apga", "apga_random", "published", "end_to_end", "distilled", "ppo", "a2c", "trpo"),
 }
 
 

@@ -52,7 +52,7 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     across = [t for some in _across(blocks) if (t := over_tasks(some)) is not None]
     tables = [*across, *published_tables(blocks), *budget_tables(blocks), *tables]
     tables += masks_tables(grid.root, cells, figures)
-    besides = _besides(grid)
+    besides = grid.besides()
     tables = [Table(t.title, t.columns, t.rows, t.note + besides, unfinished, t.stand_in) for t in tables]
     out.mkdir(parents=True, exist_ok=True)
     # What an earlier call with more arms or seeds drew would stand beside tables that know nothing of it.
@@ -67,12 +67,6 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     _maps(blocks, out)
     _gallery(grid, figures, out)
     return tables
-
-
-def _besides(grid: Grid) -> str:
-    held = {path.parent.relative_to(grid.root).as_posix() for path in grid.root.rglob("results.json")}
-    more = len(held - set(grid.cells))
-    return f" Without {more} more runs in {grid.root.name}/, which this call did not ask for." if more else ""
 
 
 def _rows(path: Path, found: Sequence[Result]) -> None:

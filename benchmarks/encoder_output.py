@@ -20,7 +20,6 @@ from maskaug.benchmarks.forest import Compared, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.pictures import restored_rows
-from maskaug.benchmarks.report_found import natural
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
 from maskaug.benchmarks.tasks import Task, check_data, check_source, divided_for
 from maskaug.envs.files import atomic_write, write_text
@@ -81,7 +80,7 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
         tables += [analysis.table(block) for block in own]
         tables += [t for t in (analysis.controls_table(own), analysis.masks_table(found, task)) if t is not None]
     unfinished = "" if len(figures) == len(cells) else grid.say()
-    more = _besides(grid)
+    more = grid.besides()
     tables = [dataclasses.replace(t, unfinished=unfinished, note=f"{t.note}{more}") for t in tables]
     out.mkdir(parents=True, exist_ok=True)
     for stale in (*out.glob("forest-*.png"), out / ARMS_PICTURE, out / GALLERY):
@@ -93,17 +92,6 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
         _forest(block, out)
     _pictures(grid, figures, out)
     return tables
-
-
-def _besides(grid: Grid) -> str:
-    names = grid.others()
-    if not names:
-        return ""
-    arms, seeds = ({name.split("/")[place] for name in names} for place in (-1, -2))
-    asked = {part for name in grid.cells for part in name.split("/")}
-    told = [f"{TITLES.get(arm, arm)}" for arm in sorted(arms - asked)] + sorted(seeds - asked, key=natural)
-    which = f" (of {', '.join(told)})" if told else ""
-    return f" {grid.root} holds {len(names)} finished cells more{which}, which this call did not ask for: not shown."
 
 
 def _rows(path: Path, found: Sequence[Result]) -> None:

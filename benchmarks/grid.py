@@ -86,6 +86,11 @@ class Grid:
         found = (path.parent.relative_to(self.root).as_posix() for path in self.root.rglob(RESULTS))
         return sorted(name for name in found if name not in self.cells)
 
+    def besides(self) -> str:
+        """A sentence about `others` for the notes of tables, with a space before it; "" where there are none."""
+        count = len(self.others())
+        return f" Without {count} more runs in {self.root.name}/, which this call did not ask for." if count else ""
+
     def run(
         self,
         jobs: int = 1,

@@ -17,9 +17,9 @@ from maskaug.benchmarks import algorithms as module
 from maskaug.benchmarks.algorithm_analysis import (
     COLOURS,
     curve_of,
-    interval_of,
     markdown,
     picture,
+    t_interval,
     table_rows,
     unfinished,
     write_analysis,
@@ -161,7 +161,7 @@ def test_the_table_by_hand() -> None:
     assert "1 what greedy search finds" in other
     assert "| 0.00 | worse |" in other
     assert "UNFINISHED" not in text
-    assert interval_of([0.5]) is None
+    assert t_interval([0.5]) is None
 
 
 def test_what_is_missing_is_marked_everywhere(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_the_command_runs_and_goes_on(
     words = ["bench", "algorithms", "--out", str(tmp_path), "--preset", "smoke", "--games", "classification"]
     assert main([*words, "--arms", "apga"]) == 0
     assert "2 of 2 cells done" in capsys.readouterr().out
-    results = tmp_path / "classification/seed-000/apga/results.json"
+    results = tmp_path / "runs/classification/seed-000/apga/results.json"
     before = (results.read_bytes(), results.stat().st_mtime_ns)
     assert main([*words, "--arms", "apga", "end_to_end"]) == 0
     said = capsys.readouterr().out
@@ -234,7 +234,7 @@ def test_the_command_runs_and_goes_on(
     assert "| APGA | 1 | 128 |" in said
     assert (results.read_bytes(), results.stat().st_mtime_ns) == before
     assert "end-to-end" in (tmp_path / "tables.md").read_text()
-    assert json.loads((tmp_path / "classification/seed-000/apga/config.json").read_text())["asked"]["repeat"] == 4
+    assert json.loads((tmp_path / "runs/classification/seed-000/apga/config.json").read_text())["asked"]["repeat"] == 4
     # Another split is another benchmark.
     assert main([*words, "--arms", "apga", "--split", "val"]) == 2
     assert "split" in capsys.readouterr().err
@@ -267,13 +267,36 @@ def test_a_run_that_fails_is_marked_and_tried_again(
 def test_every_flag_reaches_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def run(self: Grid, jobs: int, cluster: bool) -> None:
-        asked.append((len(self.cells), jobs, cluster))
+    def run(self: Grid, jobs: int, cluster: bool, retries: int, gpus: float) -> None:
+        asked.append((len(self.cells), jobs, cluster, retries, gpus))
 
     monkeypatch.setattr(Grid, "run", run)
     words = ["bench", "algorithms", "--out", str(tmp_path)]
     # Nothing was run, and the status says so.
     assert main([*words, "--jobs", "2"]) == 1
-    assert main([*words, "--preset", "paper", "--seeds", "4", "--games", "reconstruction", "--cluster"]) == 1
-    assert asked == [(5 * 2 * 7, 2, False), (4 * (1 + len(ARMS["reconstruction"])), 1, True)]
+    assert (
+        main(
+            [
+                *words,
+                "--preset",
+                "paper",
+                "--seeds",
+                "4",
+                "--games",
+                "reconstruction",
+                "--cluster",
+                "--retries",
+                "2",
+                "--gpus",
+                "0.5",
+            ]
+        )
+        == 1
+    )
+    reconstruction = len(PRESETS["cpu"].games["reconstruction"].arms)
+    classification = len(PRESETS["cpu"].games["classification"].arms)
+    assert asked == [
+        (5 * (2 + reconstruction + classification), 2, False, 0, 0.0),
+        (4 * (1 + len(ARMS["reconstruction"])), 1, True, 2, 0.5),
+    ]
     assert main([*words, "--arms", "nobody"]) == 2
