@@ -18,7 +18,7 @@ from maskaug.benchmarks.augmentation_cells import PREDICTIONS
 from maskaug.benchmarks.clustered_bootstrap import Method, Run, clustered_difference, clustered_metric
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.statistics import Interval
-from maskaug.benchmarks.tasks import DATA, check_pair
+from maskaug.benchmarks.tasks import DATA, check_pair, scored_on
 from maskaug.envs.errors import ConfigurationError
 
 METRIC = "auroc"
@@ -78,7 +78,7 @@ class Block:
         joint: the joint setting.
         runs: arm → seed → result; arms without a second view stand in every block of their task and budget.
         shared: whether all seeds test images of one data set.
-        source: of the images: "user" or "synthetic".
+        source: of the images: "synthetic", or the data set's name.
         stand_in: whether made-up images stand in for real ones.
         about: the task's settings.
         data: what data.json of one of its cells says.
@@ -222,11 +222,6 @@ def blocks(found: Sequence[Result]) -> Iterator[Block]:
 def budget_of(shots: int | None) -> str:
     """For people."""
     return "all labels" if shots is None else f"{shots} labels a class"
-
-
-def scored_on(split: str) -> str:
-    """What titles say besides where it is not the test split."""
-    return "" if split == "test" else ", validation split"
 
 
 def title_of(arm: str) -> str:

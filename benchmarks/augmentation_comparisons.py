@@ -7,18 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from maskaug.benchmarks.augmentation import SWAPPED
 from maskaug.benchmarks.augmentation_analysis import ALONE, DRAWS, ITSELF, METHOD, METRIC, Block, title_of
 from maskaug.benchmarks.clustered_bootstrap import clusters_note
 from maskaug.benchmarks.clustered_means import clustered_task_difference
 from maskaug.benchmarks.presets import apga_play
 from maskaug.benchmarks.statistics import (
+    FEWEST,
     Interval,
+    few_runs_note,
     mean_of_iqms,
     probability_of_improvement,
     stratified_bootstrap,
+    uneven_note,
     verdict,
 )
 from maskaug.benchmarks.tables import Table
+from maskaug.benchmarks.tasks import scored_images
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.defaults import default_grid
 from maskaug.envs.errors import ConfigurationError
@@ -27,8 +32,11 @@ from maskaug.envs.masking import cells_for_area
 #: figures of a classifier that tables show besides; in the joint setting also what it took and hid.
 OTHERS = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "averaged.auroc", "study.kappa")
 JOINT_OTHERS = ("cpu_s", "hidden_share")
-#: seeds below which resampling them says nothing, and below which its intervals are too short.
-FEWEST, FEW = 5, 10
+#: arms that learn whom to hide, and what stands beside them all.
+LEARNT = ("end_to_end", "apga_published", "apga", "ppo", "distilled")
+CONTROLS = (
+    "none_twice", ITSELF, "cutout", "centre", "mean_region", "brightness", "grad_cam", "input_gradient", "oracle",
+)  # fmt: skip
 
 
 def table(block: Block) -> Table:
@@ -42,11 +50,7 @@ def table(block: Block) -> Table:
     for arm, runs in block.runs.items():
         values = block.values(arm)
         plain, chance = block.difference(arm, "none"), block.difference(arm, "random")
-        alone, improves = block.interval(arm), None
-        if "random" in block.runs and arm != "random":
-            seeds = block.common(arm, "random")
-            pair = [np.array([block.runs[a][s].figures[METRIC] for s in seeds])[:, None] for a in (arm, "random")]
-            improves = probability_of_improvement(pair[0], pair[1], paired=True) if len(seeds) >= FEWEST else None
+        alone, improves = block.interval(arm), _improves(block, arm, "random")
         rows.append(
             [
                 title_of(arm), len(runs), float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -65,22 +69,55 @@ def table(block: Block) -> Table:
     )  # fmt: skip
 
 
+def controls_table(block: Block) -> Table | None:
+    """Each learnt mask beside its controls other than "none" and "random"; None where there are none.
+
+    Its controls: as many more images, the judge that it asked, fixed masks, saliency, its own masks swapped between
+    images, and beside APGA its published loss.
+    """
+    rows: list[list[Any]] = []
+    for arm in LEARNT:
+        own = (arm + SWAPPED, *(("apga_published",) if arm == "apga" else ()))
+        for other in (*CONTROLS, *own):
+            gain = block.difference(arm, other) if {arm, other} <= set(block.runs) else None
+            if gain is not None:
+                improves = _improves(block, arm, other)
+                rows.append(
+                    [
+                        title_of(arm), title_of(other), len(block.common(arm, other)), gain.text(),
+                        improves.text(2, signed=False) if improves else "", verdict(gain),
+                    ]
+                )  # fmt: skip
+    if not rows:
+        return None
+    columns = ["learnt", "beside", "seeds", "AUROC, difference (95 %)", "P(better)", "verdict"]
+    said = [
+        f"Images: {block.source}. AUROC on {scored_images(block.split)}, paired by seed and image.",
+        clusters_note("differences", block.shared, block.test_share), ALONE, few_runs_note([row[2] for row in rows]),
+    ]  # fmt: skip
+    note = " ".join(part for part in said if part)
+    return Table(f"{block.title}: learnt masks and their controls", columns, rows, note, stand_in=block.stand_in)
+
+
+def _improves(block: Block, arm: str, other: str) -> Interval | None:
+    # How probable it is that a seed of `arm` has the higher figure; None with too few seeds to resample.
+    if arm == other or len(seeds := block.common(arm, other)) < FEWEST:
+        return None
+    pair = [np.array([block.runs[name][seed].figures[METRIC] for seed in seeds])[:, None] for name in (arm, other)]
+    return probability_of_improvement(pair[0], pair[1], paired=True)
+
+
 def _note(block: Block) -> str:
     said = [
-        f"Images: {block.source}. AUROC on {_scored(block)}.",
+        f"Images: {block.source}. AUROC on {scored_images(block.split)}.",
         *_labels(block),
         clusters_note("AUROC (95 %) and of paired differences", block.shared, block.test_share),
         ALONE,
     ]
-    said += [_few([len(runs) for runs in block.runs.values()])]
+    counts = [len(runs) for runs in block.runs.values()]
+    said += [few_runs_note(counts), uneven_note(counts)]
     said += [*_arms(block), *(f"No interval: {reason}." for reason in sorted(block.refused))]
     return " ".join(part for part in said if part)
-
-
-def _scored(block: Block) -> str:
-    if block.split == "test":
-        return "held-out images"
-    return "one half of the validation split, whose other half chose every classifier's best moment"
 
 
 def _labels(block: Block) -> list[str]:
@@ -91,14 +128,6 @@ def _labels(block: Block) -> list[str]:
         f"{block.shots} labels a class are what is trained on; the validation split that chooses every classifier's "
         f"best moment has {block.data['images']['val']} labelled images besides."
     ]
-
-
-def _few(seeds: Sequence[int]) -> str:
-    if min(seeds) >= FEW or max(seeds) < 2:
-        return ""
-    return (
-        f"IQM and P(better) resample seeds alone: left out below {FEWEST} seeds, their intervals too short below {FEW}."
-    )
 
 
 def _arms(block: Block) -> list[str]:
@@ -170,10 +199,10 @@ def over_tasks(found: Sequence[Block]) -> Table | None:
     first = found[0]
     same = {block.data["name"] for block in found if block.shared}
     said = [
-        f"AUROC on {_scored(first)} over {len(found)} tasks ({'; '.join(block.title for block in found)}).",
+        f"AUROC on {scored_images(first.split)} over {len(found)} tasks ({'; '.join(block.title for block in found)}).",
         "Mean of IQMs: of each task's interquartile mean; seeds resampled within each task, images not. Differences: "
         "of means, not of IQMs, over tasks, of the seeds that all tasks have, seeds and the groups of each task drawn.",
-        clusters_note("paired differences", first.shared, first.test_share), ALONE, _few(known),
+        clusters_note("paired differences", first.shared, first.test_share), ALONE, few_runs_note(known),
         "Tasks of one data set share patients, whom the intervals count as others in every task: they are too short."
         if first.shared and len(same) < len(found) else "",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks.augmentation import TITLES
-from maskaug.benchmarks.augmentation_analysis import ALONE, DRAWS, METHOD, budget_of, scored_on
+from maskaug.benchmarks.augmentation_analysis import ALONE, DRAWS, METHOD, budget_of
 from maskaug.benchmarks.augmentation_cells import CURVES
 from maskaug.benchmarks.clustered_means import clustered_mean_difference
 from maskaug.benchmarks.grid import Cell
@@ -19,7 +19,7 @@ from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.report_files import read_json
 from maskaug.benchmarks.statistics import Interval, verdict
 from maskaug.benchmarks.tables import Table
-from maskaug.benchmarks.tasks import DATA
+from maskaug.benchmarks.tasks import DATA, scored_on
 from maskaug.envs.errors import ConfigurationError
 
 #: in the order of the columns; of deletion less is better.

@@ -17,7 +17,7 @@ from maskaug.benchmarks.augmentation import PLAIN, TITLES
 from maskaug.benchmarks.augmentation_analysis import Block, Result, title_of
 from maskaug.benchmarks.augmentation_arms import PLAYED_AREA
 from maskaug.benchmarks.augmentation_cells import SCORES
-from maskaug.benchmarks.augmentation_comparisons import over_tasks, table
+from maskaug.benchmarks.augmentation_comparisons import controls_table, over_tasks, table
 from maskaug.benchmarks.augmentation_masks import masks_tables
 from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
 from maskaug.benchmarks.forest import Compared, difference_map, forest
@@ -25,7 +25,7 @@ from maskaug.benchmarks.gallery import GALLERY, gallery_picture, read_gallery, w
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.statistics import Interval
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.benchmarks.tasks import Task, check_data, divided_for
+from maskaug.benchmarks.tasks import Task, check_data, divided_for, scored_on
 from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.masking import cells_for_area, cells_to_mask, top_cells
 from maskaug.envs.rendering import save_picture
@@ -48,7 +48,7 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     blocks = list(analysis.blocks(found))
     state = list(grid.status().values())
     unfinished = "" if set(state) <= {"done"} else grid.say()
-    tables = [table(block) for block in blocks]
+    tables = [made for b in blocks for made in (table(b), controls_table(b)) if made is not None]
     across = [t for some in _across(blocks) if (t := over_tasks(some)) is not None]
     tables = [*across, *published_tables(blocks), *budget_tables(blocks), *tables]
     tables += masks_tables(grid.root, cells, figures)
@@ -144,7 +144,7 @@ def _gallery(grid: Grid, figures: Mapping[str, Any], out: Path) -> None:
         scores = load_file(grid.root / cell.name / SCORES)["scored"][rows]
         best = top_cells(torch.from_numpy(scores), cells_for_area(PLAYED_AREA, scores.shape[1]))
         masks[TITLES[cell.config["arm"]]] = cells_to_mask(best, *some.shape[1:]).numpy()
-    scored = analysis.scored_on(first["split"])
+    scored = scored_on(first["split"])
     budget = analysis.budget_of(first["shots"])
     write_gallery(
         out / GALLERY, np.array(some.images), masks, None if some.regions is None else np.array(some.regions),

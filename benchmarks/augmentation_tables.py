@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskaug.benchmarks.augmentation_analysis import ALONE, Block, budget_of, scored_on, title_of
+from maskaug.benchmarks.augmentation_analysis import ALONE, Block, budget_of, title_of
 from maskaug.benchmarks.augmentation_presets import PUBLISHED
-from maskaug.benchmarks.statistics import Interval
+from maskaug.benchmarks.statistics import Interval, uneven_note
 from maskaug.benchmarks.tables import Table
+from maskaug.benchmarks.tasks import scored_images, scored_on
 
 _MURA = "MaskAug-MURA-v0"
 
@@ -86,15 +87,18 @@ def _budgets(found: Sequence[Block]) -> Table:
     # The widest block has its arms in the order of tables, and what only others have comes after them.
     arms = dict.fromkeys(arm for block in sorted(own, key=lambda b: -len(b.runs)) for arm in block.runs)
     rows = []
+    counts = [len(runs) for block in own for runs in block.runs.values()]
     for arm in arms:
         row: list[Any] = [title_of(arm)]
         for block in own:
-            gain = block.difference(arm, "none")
-            row += [_mean_sd(block.values(arm), 3) if arm in block.runs else "", "" if gain is None else gain.text()]
+            gain, values = block.difference(arm, "none"), block.values(arm) if arm in block.runs else np.zeros(0)
+            some = f" ({len(values)})" if len(set(counts)) > 1 else ""
+            row += [_mean_sd(values, 3) + some if len(values) else "", "" if gain is None else gain.text()]
         rows.append(row)
     first = own[0]
-    scored = "held-out images" if first.split == "test" else "one half of the validation split"
-    note = f"AUROC on {scored}, mean ± SD over seeds; images: {first.source}. {ALONE}"
+    note = f"AUROC on {scored_images(first.split)}, mean ± SD over seeds; images: {first.source}. {ALONE}"
+    if uneven := uneven_note(counts):
+        note += f" In brackets: how many seeds. {uneven}"
     title = f"{first.task}, {first.hidden:.0%} hidden{', joint' if first.joint else ''}{scored_on(first.split)}: k-shot"
     return Table(title, columns, rows, note, stand_in=first.stand_in)
 

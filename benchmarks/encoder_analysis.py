@@ -18,9 +18,16 @@ from maskaug.benchmarks.encoder_cells import PREDICTIONS
 from maskaug.benchmarks.encoders import ARMS, BESIDE, CONTROL, TITLES
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.intervals import paired_interval
-from maskaug.benchmarks.statistics import Interval, probability_of_improvement, stratified_bootstrap, verdict
+from maskaug.benchmarks.statistics import (
+    FEWEST,
+    Interval,
+    few_runs_note,
+    probability_of_improvement,
+    stratified_bootstrap,
+    verdict,
+)
 from maskaug.benchmarks.tables import Table
-from maskaug.benchmarks.tasks import DATA, check_pair
+from maskaug.benchmarks.tasks import DATA, check_pair, scored_images, scored_on
 from maskaug.envs.errors import ConfigurationError
 
 METRIC = "auroc"
@@ -64,6 +71,7 @@ class Block:
         shared: whether all seeds test images of one data set.
         source: of the images: "synthetic", or the data set's name.
         test_share: tested images ÷ all others where seeds are folds of one data set; else 0.
+        split: what was scored: "test", or "val" for one half of the validation images.
         refused: why there are differences without an interval; filled as they are asked for.
     """
 
@@ -73,13 +81,14 @@ class Block:
     shared: bool
     source: str
     test_share: float
+    split: str
     refused: set[str] = dataclasses.field(default_factory=set, repr=False)
     _known: dict[tuple[str, str], Interval | None] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.task}, {self.name}"
+        return f"{self.task}, {self.name}{scored_on(self.split)}"
 
     @property
     def name(self) -> str:
@@ -125,9 +134,9 @@ class Block:
             return None
 
     def improves(self, arm: str, other: str | None) -> Interval | None:
-        """How probable it is that a seed of `arm` has the higher AUROC; None with fewer than two in common."""
+        """How probable it is that a seed of `arm` has the higher AUROC; None with fewer than `FEWEST` in common."""
         pairs = [] if other is None else self.pairs(arm, other)
-        if len(pairs) < 2:
+        if len(pairs) < FEWEST:
             return None
         mine, theirs = np.array([[self.value(result) for result in pair] for pair in pairs]).T
         return probability_of_improvement(mine[:, None], theirs[:, None], paired=True)
@@ -167,7 +176,7 @@ def blocks(found: Sequence[Result], cells: Iterable[Cell]) -> Iterator[Block]:
         folds = asked[task]["task"]["folds"]
         shared, test_share = not (source == "synthetic" and folds == 0), 1 / (folds - 1) if folds else 0.0
         for some in ([tuple(keys)] if len(keys) > 1 else []) + [(key,) for key in keys]:
-            yield Block(task, some, runs, shared, source, test_share)
+            yield Block(task, some, runs, shared, source, test_share, asked[task]["split"])
 
 
 def table(block: Block) -> Table:
@@ -187,7 +196,7 @@ def table(block: Block) -> Table:
         rows.append(
             [
                 TITLES[arm], len(values), float(values.mean()), float(values.std(ddof=1)) if known else None,
-                stratified_bootstrap(values[:, None]).text(signed=False) if known else "",
+                stratified_bootstrap(values[:, None]).text(signed=False) if len(values) >= FEWEST else "",
                 *(i.text() if i else "" for i in gains),
                 *(i.text(2, signed=False) if i else "" for i in chances),
                 *(verdict(i) if i else "" for i in gains),
@@ -198,12 +207,14 @@ def table(block: Block) -> Table:
 
 
 def _note(block: Block) -> str:
-    clusters = clusters_note("paired differences", block.shared, block.test_share)
-    return (
-        f"Images: {block.source}. Macro-AUROC on held-out images, mean over draws of labels. {clusters} Random of "
-        "equal area: random cells, or for one patch a random patch."
-        + "".join(f" No interval: {reason}." for reason in sorted(block.refused))
-    )
+    said = [
+        f"Images: {block.source}. Macro-AUROC on {scored_images(block.split)}, mean over draws of labels.",
+        clusters_note("paired differences", block.shared, block.test_share),
+        "Random of equal area: random cells, or for one patch a random patch.",
+        few_runs_note([len(runs) for runs in block.runs.values()]),
+        *(f"No interval: {reason}." for reason in sorted(block.refused)),
+    ]
+    return " ".join(part for part in said if part)
 
 
 def controls_table(own: Sequence[Block]) -> Table | None:
@@ -213,19 +224,18 @@ def controls_table(own: Sequence[Block]) -> Table | None:
         for other in others:
             if (gain := first.difference(arm, other)) is not None:
                 chance = first.improves(arm, other)
-                assert chance is not None
                 row: list[Any] = [TITLES[arm], TITLES[other], len(first.pairs(arm, other)), gain.text()]
-                row += [chance.text(2, signed=False), verdict(gain)]
+                row += [chance.text(2, signed=False) if chance else "", verdict(gain)]
                 gains = [block.difference(arm, other) for block in own[1:]]
                 rows.append([*row, *(i.text() if i else "" for i in gains)])
     columns = ["learned", "beside", "seeds", f"difference, {first.name}", "P(better)", "verdict"]
     columns += [f"difference, {block.name}" for block in own[1:]]
-    title = f"{first.task}: learned masks and their controls"
+    title = f"{first.task}{scored_on(first.split)}: learned masks and their controls"
     return Table(title, columns, rows, _note(first)) if rows else None
 
 
-def masks_table(found: Sequence[Result], task: str) -> Table | None:
-    """What the learned maps know of held-out images, at the size of one patch; None where none is done."""
+def masks_table(found: Sequence[Result], task: str, split: str) -> Table | None:
+    """What the learned maps know of the scored images, at the size of one patch; None where none is done."""
     rows = []
     for arm in BESIDE:
         seeds = [r.figures for r in found if r.task == task and r.arm == arm]
@@ -247,5 +257,6 @@ def masks_table(found: Sequence[Result], task: str) -> Table | None:
         "map", "measure", "seeds", "own", "random", "centre", "mean training region", "own, swapped", "local variance",
         "own minus", "difference (95 %)",
     ]  # fmt: skip
-    note = "Held-out images; Student's t interval over seeds, as if they were independent."
-    return Table(f"{task}: what the maps know", columns, rows, note) if rows else None
+    scored = scored_images(split)
+    note = f"{scored[0].upper()}{scored[1:]}; Student's t interval over seeds, as if they were independent."
+    return Table(f"{task}{scored_on(split)}: what the maps know", columns, rows, note) if rows else None

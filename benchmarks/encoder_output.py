@@ -78,7 +78,9 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     for task in dict.fromkeys(r.task for r in found):
         own = [block for block in blocks if block.task == task]
         tables += [analysis.table(block) for block in own]
-        tables += [t for t in (analysis.controls_table(own), analysis.masks_table(found, task)) if t is not None]
+        tables += [
+            t for t in (analysis.controls_table(own), analysis.masks_table(found, task, own[0].split)) if t is not None
+        ]
     unfinished = "" if len(figures) == len(cells) else grid.say()
     more = grid.besides()
     tables = [dataclasses.replace(t, unfinished=unfinished, note=f"{t.note}{more}") for t in tables]

@@ -23,6 +23,8 @@ Array = npt.NDArray[np.float64]
 #: (R, T): R runs of each of T tasks; where the tasks have different numbers of runs, a list of T arrays (R_t,).
 Scores = npt.NDArray[np.floating[Any]] | Sequence[npt.NDArray[np.floating[Any]]]
 Verdict = Literal["better", "worse", "not established"]
+#: runs below which resampling them says nothing, and below which its intervals are too short.
+FEWEST, FEW = 5, 10
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,31 @@ def bootstrap_counts(rng: np.random.Generator, draws: int, n: int) -> Array:
     """
     drawn = rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
+
+
+def few_runs_note(counts: Sequence[int]) -> str:
+    """A sentence for tables whose rows have these numbers of runs, where resampling them says little; else "".
+
+    >>> few_runs_note([10, 20])
+    ''
+    """
+    if min(counts) >= FEW or max(counts) < 2:
+        return ""
+    return (
+        f"IQM and P(better) resample seeds alone: left out below {FEWEST} seeds, their intervals too short below {FEW}."
+    )
+
+
+def uneven_note(counts: Sequence[int]) -> str:
+    """A sentence for tables whose rows have different numbers of runs; else "".
+
+    >>> uneven_note([10, 10, 20])
+    'Rows have 10 or 20 seeds: their means are over different ones, differences over those that both sides have.'
+    """
+    if len(set(counts)) < 2:
+        return ""
+    told = " or ".join(str(count) for count in sorted(set(counts)))
+    return f"Rows have {told} seeds: their means are over different ones, differences over those that both sides have."
 
 
 def check_draws(draws: int, confidence: float) -> None:

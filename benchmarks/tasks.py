@@ -124,6 +124,22 @@ def divided_for(task: Task, shots: int | None, seed: int, split: str) -> dict[st
     return {**divided, "val": divided["val"].subset(half == 0), "test": divided["val"].subset(half == 1)}
 
 
+def scored_on(split: str) -> str:
+    """What titles say besides where it is not the test split that is scored.
+
+    >>> scored_on("test"), scored_on("val")
+    ('', ', validation split')
+    """
+    return "" if split == "test" else ", validation split"
+
+
+def scored_images(split: str) -> str:
+    """What is scored, for people: see `divided_for`."""
+    if split == "test":
+        return "held-out images"
+    return "one half of the validation split, whose other half chose every classifier's best moment"
+
+
 def check_classes(task: Task, seed: int, scored: ImageDataset) -> None:
     """Whether every class has an image to be scored: AUROC is unknown otherwise.
 

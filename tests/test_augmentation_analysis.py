@@ -19,14 +19,14 @@ from maskaug.benchmarks import augmentation_output as output
 from maskaug.benchmarks.augmentation import SWAPPED, Sweep, cells
 from maskaug.benchmarks.augmentation_analysis import DRAWS, ITSELF, Block, blocks, results, title_of
 from maskaug.benchmarks.augmentation_cells import CURVES, PREDICTIONS
-from maskaug.benchmarks.augmentation_comparisons import over_tasks, table
+from maskaug.benchmarks.augmentation_comparisons import controls_table, over_tasks, table
 from maskaug.benchmarks.augmentation_masks import CURVE_NAMES, masks_tables
 from maskaug.benchmarks.augmentation_output import write_analysis
 from maskaug.benchmarks.augmentation_presets import PUBLISHED
 from maskaug.benchmarks.augmentation_tables import budget_tables, published_tables
 from maskaug.benchmarks.clustered_bootstrap import Run, clustered_difference, clustered_metric
 from maskaug.benchmarks.grid import Grid, run_cell
-from maskaug.benchmarks.statistics import Interval, mean_of_iqms, verdict
+from maskaug.benchmarks.statistics import Interval, mean_of_iqms, probability_of_improvement, verdict
 from maskaug.benchmarks.tables import Table, read_tables
 from maskaug.benchmarks.tasks import Task
 from maskaug.envs.errors import ConfigurationError
@@ -136,6 +136,42 @@ def test_every_arm_has_an_interval_of_its_own(made_up: None, tmp_path: Path) -> 
     accuracy = several.interval("random", "accuracy")
     assert accuracy is not None
     assert accuracy.value == pytest.approx(several.values("random", "accuracy").mean())
+
+
+def test_learnt_masks_stand_beside_their_controls(made_up: None, tmp_path: Path) -> None:
+    arms = ("none", "none_twice", "random", "centre", "input_gradient", "apga_published", "apga")
+    (block,) = blocks_of(done(tmp_path / "some", sweep(*arms, seeds=range(5))))
+    found = controls_table(block)
+    assert found is not None
+    rows = {(row[0], row[1]): row[2:] for row in found.rows}
+    beside = ["none_twice", ITSELF, "centre", "input_gradient"]
+    expected = {("apga_published", other) for other in (*beside, f"apga_published{SWAPPED}")}
+    expected |= {("apga", other) for other in (*beside, f"apga{SWAPPED}", "apga_published")}
+    assert set(rows) == {(title_of(arm), title_of(other)) for arm, other in expected}
+    gain = block.difference("apga", "input_gradient")
+    assert gain is not None
+    seeds, told, chance, word = rows["APGA", "|input × gradient|"]
+    assert (seeds, told, word) == (5, gain.text(), verdict(gain))
+    values = [block.values(arm)[:, None] for arm in ("apga", "input_gradient")]
+    assert chance == probability_of_improvement(*values, paired=True).text(2, signed=False)
+    few = blocks_of(done(tmp_path / "few", sweep(*arms, seeds=range(3))))[0]
+    assert {row[4] for row in (controls_table(few) or found).rows} == {""}
+    assert controls_table(blocks_of(done(tmp_path / "none", sweep("none", "random", "cutout")))[0]) is None
+
+
+def test_rows_with_other_numbers_of_seeds_say_so(made_up: None, tmp_path: Path) -> None:
+    both = [
+        sweep("none", "random", seeds=range(4), shots=[6, 8]), sweep("none", "cutout", seeds=range(3), shots=[6]),
+    ]  # fmt: skip
+    found = blocks_of(done(tmp_path, *both))
+    uneven, even = (table(block).note for block in found)
+    assert "Rows have 3 or 4 seeds" in uneven
+    assert "Rows have" not in even
+    (shots,) = budget_tables(found)
+    assert "Rows have 3 or 4 seeds" in shots.note
+    cells_of = {row[0]: row[1] for row in shots.rows}
+    assert str(cells_of["Cutout"]).endswith(" (3)")
+    assert str(cells_of["random cells"]).endswith(" (4)")
 
 
 def test_arms_that_were_tested_on_different_images_are_no_table(made_up: None, tmp_path: Path) -> None:
