@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from maskaug.agents.base import GridSpec
 from maskaug.benchmarks import augmentation_arms as arms
 from maskaug.benchmarks.augmentation import DRAWN, PLAIN, Training
-from maskaug.benchmarks.curves import curve_aucs
+from maskaug.benchmarks.curves import CURVE_FILLS, curve_aucs
 from maskaug.benchmarks.joint import train_joint
 from maskaug.benchmarks.mask_metrics import mask_figures
 from maskaug.benchmarks.masks import oracle_scores
@@ -42,8 +42,6 @@ from maskaug.envs.pretrain import FitSettings, as_writable, fit_classifier, pred
 
 JUDGE, SCORES, PREDICTIONS = "judge.safetensors", "scores.safetensors", "predictions.safetensors"
 CURVES = "curves.safetensors"
-#: fillings of deletion and insertion.
-FILLS = ("zero", "mean", "blur")
 #: scored images that deletion and insertion are measured on, evenly spaced.
 MOST = 64
 #: random rankings beside each.
@@ -147,7 +145,7 @@ def _curves(cell: _Cell, referee: nn.Module, scores: npt.NDArray[np.float32], fo
     chance = np.random.default_rng([cell.seed, 0xDE1]).random((DRAWS, *scores[some].shape), np.float32)
     images = np.array(cell.scored.images[some])
     values: dict[str, npt.NDArray[np.float64]] = {}
-    for fill in FILLS:
+    for fill in CURVE_FILLS:
         found = curve_aucs(referee, images, {"own": scores[some], "random": chance}, fill, seed=cell.seed)
         values |= {f"{what}.{fill}.{name}": v for name, both in found.items() for what, v in both.items()}
     kept_along = {"groups": as_writable(cell.scored.groups[some])}

@@ -14,6 +14,7 @@ from maskaug.benchmarks.augmentation import TITLES
 from maskaug.benchmarks.augmentation_analysis import ALONE, DRAWS, METHOD, budget_of
 from maskaug.benchmarks.augmentation_cells import CURVES
 from maskaug.benchmarks.clustered_means import clustered_mean_difference
+from maskaug.benchmarks.curves import CURVE_FILLS
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.report_files import read_json
@@ -23,7 +24,7 @@ from maskaug.benchmarks.tasks import DATA, scored_on
 from maskaug.envs.errors import ConfigurationError
 
 #: in the order of the columns; of deletion less is better.
-CURVE_NAMES = tuple(f"{what}.{fill}" for what in ("deletion", "insertion") for fill in ("zero", "mean", "blur"))
+CURVE_NAMES = tuple(f"{what}.{fill}" for what in ("deletion", "insertion") for fill in CURVE_FILLS)
 #: figures of masks at equal area, by column.
 _SHOWN = {
     "retention": "retention.agent", "swapped": "retention.swapped", "hit rate": "hit.agent", "IoU": "iou.agent",

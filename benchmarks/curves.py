@@ -44,10 +44,6 @@ class MaskingCurves:
         """{"deletion", "insertion"} → (N,) the area under each image's curve (trapezoids), in [0, 1]."""
         return {name: np.asarray(np.trapezoid(each, self.shares, axis=1)) for name, each in self._curves().items()}
 
-    def means(self) -> dict[str, npt.NDArray[np.float64]]:
-        """{"deletion", "insertion"} → (K,) the mean curve over the images, for a figure."""
-        return {name: curve.mean(axis=0) for name, curve in self._curves().items()}
-
     def _curves(self) -> dict[str, npt.NDArray[np.float64]]:
         return {"deletion": self.deletion, "insertion": self.insertion}
 

@@ -29,6 +29,7 @@ class Shown:
         heading: above it.
         command: what gave it.
         picture: below it, a file of the folder; empty: none.
+        rows: first cell of the rows that are shown; empty: all rows.
     """
 
     folder: str
@@ -37,18 +38,20 @@ class Shown:
     heading: str
     command: str
     picture: str = ""
+    rows: str = ""
 
 
 _ARMS = (
     "second view", "seeds", "AUROC", "AUROC (95 %)", "− no masks (95 %)", "against no masks", "− random (95 %)",
     "against random",
 )  # fmt: skip
+_BESIDE = ("beside", "seeds", "AUROC, difference (95 %)", "P(better)", "verdict")
 _SYNTHETIC = "maskaug bench apga --preset cpu --jobs 2 --out DIR"
 _BUSI = "maskaug bench apga --preset cpu --data busi --root $BUSI --jobs 2 --out DIR"
 _ALGORITHMS = "maskaug bench algorithms --preset cpu --jobs 2 --out DIR"
 _REWARD = (
     "arm", "seeds", "CPU-s", "normalised reward [95 %]", "untrained", "swapped", "− Intelligent Masking [95 %]",
-    "− APGA [95 %]", "verdict", "share of the region kept [95 %]",
+    "− APGA [95 %]", "P(better)", "verdict", "share of the region kept [95 %]",
 )  # fmt: skip
 SHOWN = (
     Shown(
@@ -57,9 +60,17 @@ SHOWN = (
         "forest-radiographs-easy-100-labels-a-class-80-hidden.png",
     ),
     Shown(
+        "apga-synthetic", "radiographs-easy, 100 labels a class, 80% hidden: learnt masks and their controls", _BESIDE,
+        "The same: APGA − …", _SYNTHETIC, rows="APGA",
+    ),
+    Shown(
         "apga-busi", "busi-diagnosis, 50 labels a class, 40% hidden", _ARMS,
         "The same on real ultrasound: benign or malignant, 50 labels a class, 40 % hidden", _BUSI,
         "map-busi-diagnosis.png",
+    ),
+    Shown(
+        "apga-busi", "busi-diagnosis, 50 labels a class, 40% hidden: learnt masks and their controls", _BESIDE,
+        "The same: APGA − …", _BUSI, rows="APGA",
     ),
     Shown(
         "apga-busi", "busi-presence, 50 labels a class, 40% hidden", _ARMS,
@@ -102,7 +113,7 @@ def section(results: Path, shown: Sequence[Shown] = SHOWN) -> str:
 
 def _part(table: Table, one: Shown) -> str:
     places = [table.columns.index(name) for name in one.columns if name in table.columns]
-    rows = [[row[i] for i in places] for row in table.rows]
+    rows = [[row[i] for i in places] for row in table.rows if one.rows in ("", row[0])]
     chosen = dataclasses.replace(
         table, title=one.heading, columns=[table.columns[i] for i in places], rows=rows,
         note=f"`{one.command}` ([all columns](benchmarks/results/{one.folder}/tables.md)). {table.note}",

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from maskaug.benchmarks import augmentation_cells
 from maskaug.benchmarks.augmentation import SWAPPED
 from maskaug.benchmarks.augmentation_analysis import ITSELF
-from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, PREDICTIONS, SCORES
+from maskaug.benchmarks.augmentation_cells import CURVES, PREDICTIONS, SCORES
+from maskaug.benchmarks.curves import CURVE_FILLS
 from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.tasks import DATA
 from maskaug.envs.files import write_json
@@ -61,7 +62,7 @@ def make_up(
         # APGA's deletion is lower and its insertion higher than others'.
         gain = 0.2 if config["arm"] == "apga" else 0.0
         curves = {}
-        for fill in FILLS:
+        for fill in CURVE_FILLS:
             chance = 0.5 + 0.05 * np.random.default_rng(config["seed"]).normal(size=(2, 9))
             for what, values, sign in (("deletion", chance[0], -1), ("insertion", chance[1], 1)):
                 curves[f"{what}.{fill}.random"] = values

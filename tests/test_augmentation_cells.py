@@ -34,7 +34,8 @@ from maskaug.benchmarks.augmentation import (
     PLAIN,
     TITLES,
 )
-from maskaug.benchmarks.augmentation_cells import CURVES, FILLS, JUDGE, PREDICTIONS, SCORES
+from maskaug.benchmarks.augmentation_cells import CURVES, JUDGE, PREDICTIONS, SCORES
+from maskaug.benchmarks.curves import CURVE_FILLS
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.tasks import DATA, divided_for, parts
@@ -101,7 +102,7 @@ def test_masks_are_measured_at_equal_area_and_on_a_second_classifier(grid: Grid)
         curves = load_file(grid.root / name / CURVES)
         assert np.array_equal(curves.pop("groups"), parts(TOYS, 6, 0)["test"].groups)
         assert set(curves) == {
-            f"{w}.{f}.{n}" for w in ("deletion", "insertion") for f in FILLS for n in ("own", "random")
+            f"{w}.{f}.{n}" for w in ("deletion", "insertion") for f in CURVE_FILLS for n in ("own", "random")
         }
         assert {k: figures[k] for k in curves} == {k: pytest.approx(v.mean()) for k, v in curves.items()}
     shared = [k for k in grid.results()[f"{HERE}/masks-apga"] if k.endswith((".random", ".centre", ".ceiling"))]

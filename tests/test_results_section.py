@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ def test_a_section_by_hand(tmp_path: Path) -> None:
         "`maskaug bench apga --out DIR` ([all columns](benchmarks/results/a/tables.md)). A note.", "",
         "| arm | AUROC |", "|---|---|", "| none | 0.500 |", "| \\|x\\| | −0.250 |", "",
         "![What helps?](benchmarks/results/a/map.png)", "", END,
+    ]  # fmt: skip
+
+
+def test_a_section_of_some_rows(tmp_path: Path) -> None:
+    text = section(results(tmp_path), [dataclasses.replace(ONE, rows="|x|")])
+    assert [line for line in text.split("\n") if line.startswith("|")] == [
+        "| arm | AUROC |", "|---|---|", "| \\|x\\| | −0.250 |",
     ]  # fmt: skip
 
 
