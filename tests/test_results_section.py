@@ -38,14 +38,14 @@ def test_a_section_by_hand(tmp_path: Path) -> None:
     text = section(results(tmp_path), [ONE, Shown("missing", "x", (), "", "")])
     assert text.split("\n") == [
         BEGIN, "", "### What helps?", "", "**UNFINISHED: 3 left**", "",
-        "`maskaug bench apga --out DIR` ([all columns](benchmarks/results/a/tables.md)). A note.", "",
+        "`maskaug bench apga --out DIR` ([the whole table](benchmarks/results/a/tables.md)). A note.", "",
         "| arm | AUROC |", "|---|---|", "| none | 0.500 |", "| \\|x\\| | −0.250 |", "",
         "![What helps?](benchmarks/results/a/map.png)", "", END,
     ]  # fmt: skip
 
 
 def test_a_section_of_some_rows(tmp_path: Path) -> None:
-    text = section(results(tmp_path), [dataclasses.replace(ONE, rows="|x|")])
+    text = section(results(tmp_path), [dataclasses.replace(ONE, rows=("|x|",))])
     assert [line for line in text.split("\n") if line.startswith("|")] == [
         "| arm | AUROC |", "|---|---|", "| \\|x\\| | −0.250 |",
     ]  # fmt: skip
