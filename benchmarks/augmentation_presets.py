@@ -116,16 +116,16 @@ def _synthetic(preset: str, root: str) -> Preset:
             ],
             Training(fill="blur", updates=1500, joint_updates=1500, device="auto"),
         )
-    seeds = range(10)
+    seeds, few = range(10), range(5)
     return Preset(
         [
             # What is claimed stands on twenty seeds, and comes first.
             Sweep([easy], [100], range(20), FEW, [0.8]),
             Sweep([easy], [100], seeds, ARMS, [0.8]),
             Sweep([easy], [100], seeds, MAP, [0.25, 0.6]),
-            Sweep([easy], [25, 50, 200], seeds, MAP, [0.8]),
-            Sweep([medium, hard], [200], seeds, MAP, [0.8]),
-            Sweep([easy], [100], seeds, JOINT, [0.6], joint=True),
+            Sweep([easy], [25, 50, 200], few, MAP, [0.8]),
+            Sweep([medium, hard], [200], few, MAP, [0.8]),
+            Sweep([easy], [100], few, JOINT, [0.6], joint=True),
         ],
         # A classifier needs about a thousand updates for what a judge has to know; the new ones get 400, where those
         # that saw no masks still differ.

@@ -249,7 +249,9 @@ def test_cpu_answers_what_the_protocol_asks() -> None:
         f"radiographs-{d}" for d in ("easy", "medium", "hard")
     }
     assert {shots for s in synthetic for shots in s.shots} == {25, 50, 100, 200}
-    assert all(len(s.seeds) >= 10 for s in synthetic)
+    # Every arm has ten seeds somewhere, and those of a claim twenty.
+    assert {arm for s in synthetic if len(s.seeds) >= 10 for arm in s.arms} == set(TITLES) - {"distilled"}
+    assert {"none", "random", "input_gradient", "apga"} <= {a for s in synthetic if len(s.seeds) >= 20 for a in s.arms}
     assert {arm for s in synthetic for arm in s.arms if not s.joint} == set(TITLES) - {"distilled"}
     (busi,) = {tuple(s.hidden) for s in preset_of("busi", "cpu", Path("here")).sweeps if len(s.hidden) > 1}
     assert (min(busi), max(busi)) == (0.05, 0.6)
