@@ -274,25 +274,8 @@ def test_every_flag_reaches_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyP
     words = ["bench", "algorithms", "--out", str(tmp_path)]
     # Nothing was run, and the status says so.
     assert main([*words, "--jobs", "2"]) == 1
-    assert (
-        main(
-            [
-                *words,
-                "--preset",
-                "paper",
-                "--seeds",
-                "4",
-                "--games",
-                "reconstruction",
-                "--cluster",
-                "--retries",
-                "2",
-                "--gpus",
-                "0.5",
-            ]
-        )
-        == 1
-    )
+    more = "--preset paper --seeds 4 --games reconstruction --cluster --retries 2 --gpus 0.5"
+    assert main([*words, *more.split()]) == 1
     reconstruction = len(PRESETS["cpu"].games["reconstruction"].arms)
     classification = len(PRESETS["cpu"].games["classification"].arms)
     assert asked == [

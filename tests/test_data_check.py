@@ -39,12 +39,6 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_example(name, folder / name) for name in NAMES}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASKAUG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("MASKAUG_DATA", raising=False)
-
-
 # ---- the readers -----------------------------------------------------------------------------------------------------
 
 
