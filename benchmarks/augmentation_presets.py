@@ -1,4 +1,4 @@
-"""What `maskaug bench apga` runs: tables by data and preset. Settings were chosen on seeds from 100 on."""
+"""What `maskaug bench apga` runs: tables by data and preset. Chosen on seeds from 100 on, see benchmarks/results."""
 
 from __future__ import annotations
 
