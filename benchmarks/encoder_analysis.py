@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from maskaug.benchmarks.clustered_bootstrap import clustered_difference, clusters_note
 from maskaug.benchmarks.encoder_cells import PREDICTIONS
-from maskaug.benchmarks.encoders import ARMS, BESIDE, CONTROL, TITLES
+from maskaug.benchmarks.encoders import ARMS, BESIDE, CONTROL, MAP, TITLES
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.statistics import (
@@ -46,6 +46,7 @@ class Result:
         arm: of `ARMS`.
         figures: of results.json.
         folder: its cell's.
+        area: share that arms hide, of those that hide as much as they are told.
     """
 
     task: str
@@ -53,6 +54,7 @@ class Result:
     arm: str
     figures: Mapping[str, float]
     folder: Path
+    area: float
 
     @functools.cached_property
     def predictions(self) -> dict[str, npt.NDArray[Any]]:
@@ -62,10 +64,11 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Arms that may be compared: one task, and one read-out and number of labels, or the mean over several.
+    """Arms that may be compared: one task and area, and one read-out and number of labels, or the mean over several.
 
     Attributes:
         task: its name.
+        area: share that is hidden by arms that hide as much as they are told.
         keys: such as "paper.100" or "logistic.all".
         runs: arm → seed → result.
         shared: whether all seeds test images of one data set.
@@ -76,6 +79,7 @@ class Block:
     """
 
     task: str
+    area: float
     keys: tuple[str, ...]
     runs: Mapping[str, Mapping[int, Result]]
     shared: bool
@@ -95,9 +99,17 @@ class Block:
         """Without the task's."""
         if len(self.keys) > 1:
             return "mean over read-outs and numbers of labels"
-        readout, budget = self.keys[0].split(".")
-        head = "the paper's head" if readout == "paper" else "logistic regression"
-        return f"{head}, {budget} labels"
+        return f"{self.head.lower()}, {self.labels} labels"
+
+    @property
+    def head(self) -> str:
+        """What reads out, of one key."""
+        return "The paper's head" if self.keys[0].startswith("paper.") else "Logistic regression"
+
+    @property
+    def labels(self) -> str:
+        """How many, or "all", of one key."""
+        return self.keys[0].partition(".")[2]
 
     def value(self, result: Result, figure: str = METRIC) -> float:
         """A figure of one seed."""
@@ -157,26 +169,58 @@ def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str
         figures: what `Grid.results` gave.
     """
     return [
-        Result(c.config["task"]["name"], c.config["seed"], c.config["arm"], figures[c.name], Path(root) / c.name)
+        Result(
+            c.config["task"]["name"], c.config["seed"], c.config["arm"], figures[c.name], Path(root) / c.name,
+            c.config["pretraining"]["area"],
+        )
         for c in cells
         if c.name in figures
-    ]
+    ]  # fmt: skip
 
 
 def blocks(found: Sequence[Result], cells: Iterable[Cell]) -> Iterator[Block]:
     """Of every task that has results the mean over read-outs and budgets, where there are several, and each of them."""
-    asked = {cell.config["task"]["name"]: cell.config for cell in cells}
+    asked: dict[str, Mapping[str, Any]] = {}
+    for cell in cells:
+        # The first cells of a task are those of the area that all arms hide.
+        asked.setdefault(cell.config["task"]["name"], cell.config)
     for task in dict.fromkeys(r.task for r in found):
-        reading = asked[task]["reading"]
-        keys = [f"{readout}.{budget or 'all'}" for readout in reading["readouts"] for budget in reading["budgets"]]
-        own = [r for r in found if r.task == task]
-        runs = {arm: {r.seed: r for r in own if r.arm == arm} for arm in ARMS}
-        runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
-        source = json.loads((own[0].folder / DATA).read_text(encoding="utf-8"))["source"]
-        folds = asked[task]["task"]["folds"]
-        shared, test_share = not (source == "synthetic" and folds == 0), 1 / (folds - 1) if folds else 0.0
+        keys = _keys(asked[task])
         for some in ([tuple(keys)] if len(keys) > 1 else []) + [(key,) for key in keys]:
-            yield Block(task, some, runs, shared, source, test_share, asked[task]["split"])
+            yield _block(found, asked[task], asked[task]["pretraining"]["area"], some)
+
+
+def map_blocks(found: Sequence[Result], cells: Iterable[Cell], task: str) -> list[Block]:
+    """Of a task that was run with several areas: every area and number of labels, in rising order of areas.
+
+    "none", which hides nothing, stands in all of them.
+    """
+    asked: dict[float, Mapping[str, Any]] = {}
+    for cell in cells:
+        if cell.config["task"]["name"] == task:
+            asked.setdefault(cell.config["pretraining"]["area"], cell.config)
+    done = {r.area for r in found if r.task == task and r.arm in MAP}
+    if len(done) < 2:
+        return []
+    # What all areas have been read out with.
+    keys = [key for key in _keys(next(iter(asked.values()))) if all(key in _keys(config) for config in asked.values())]
+    return [_block(found, asked[area], area, (key,)) for area in sorted(done) for key in keys]
+
+
+def _keys(config: Mapping[str, Any]) -> list[str]:
+    reading = config["reading"]
+    return [f"{readout}.{budget or 'all'}" for readout in reading["readouts"] for budget in reading["budgets"]]
+
+
+def _block(found: Sequence[Result], config: Mapping[str, Any], area: float, keys: tuple[str, ...]) -> Block:
+    task = config["task"]["name"]
+    own = [r for r in found if r.task == task and (r.area == area or r.arm == "none")]
+    runs = {arm: {r.seed: r for r in own if r.arm == arm} for arm in ARMS}
+    runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
+    source = json.loads((own[0].folder / DATA).read_text(encoding="utf-8"))["source"]
+    folds = config["task"]["folds"]
+    shared, test_share = not (source == "synthetic" and folds == 0), 1 / (folds - 1) if folds else 0.0
+    return Block(task, area, keys, runs, shared, source, test_share, config["split"])
 
 
 def table(block: Block) -> Table:
@@ -206,13 +250,14 @@ def table(block: Block) -> Table:
     return Table(block.title, columns, rows, _note(block))
 
 
-def _note(block: Block) -> str:
+def _note(*blocks: Block) -> str:
+    first = blocks[0]
     said = [
-        f"Images: {block.source}. Macro-AUROC on {scored_images(block.split)}, mean over draws of labels.",
-        clusters_note("paired differences", block.shared, block.test_share),
+        f"Images: {first.source}. Macro-AUROC on {scored_images(first.split)}, mean over draws of labels.",
+        clusters_note("paired differences", first.shared, first.test_share),
         "Random of equal area: random cells, or for one patch a random patch.",
-        few_runs_note([len(runs) for runs in block.runs.values()]),
-        *(f"No interval: {reason}." for reason in sorted(block.refused)),
+        few_runs_note([len(runs) for block in blocks for runs in block.runs.values()]),
+        *(f"No interval: {reason}." for reason in sorted(set().union(*(block.refused for block in blocks)))),
     ]
     return " ".join(part for part in said if part)
 
@@ -234,11 +279,40 @@ def controls_table(own: Sequence[Block]) -> Table | None:
     return Table(title, columns, rows, _note(first)) if rows else None
 
 
-def masks_table(found: Sequence[Result], task: str, split: str) -> Table | None:
+def areas_table(own: Sequence[Block]) -> Table | None:
+    """The arms of `MAP` with every share hidden and every number of labels; None where there is one share alone.
+
+    Args:
+        own: of `map_blocks`.
+    """
+    rows: list[list[Any]] = []
+    for arm in MAP:
+        for block in own:
+            if arm not in block.runs:
+                continue
+            values = block.values(arm)
+            gains = [block.difference(arm, "none"), block.difference(arm, CONTROL.get(arm))]
+            rows.append(
+                [
+                    TITLES[arm], f"{block.area:.0%}", block.labels, len(values), float(values.mean()),
+                    float(values.std(ddof=1)) if len(values) > 1 else None, *(i.text() if i else "" for i in gains),
+                    *(verdict(i) if i else "" for i in gains),
+                ]
+            )  # fmt: skip
+    if not rows:
+        return None
+    columns = [
+        "pre-trained with", "hidden", "labels", "seeds", "AUROC", "SD", "− no pre-training (95 %)",
+        "− random of equal area (95 %)", "against none", "against random",
+    ]  # fmt: skip
+    return Table(f"{own[0].task}{scored_on(own[0].split)}: areas", columns, rows, f"{own[0].head}. {_note(*own)}")
+
+
+def masks_table(own: Block) -> Table | None:
     """What the learned maps know of the scored images, at the size of one patch; None where none is done."""
     rows = []
     for arm in BESIDE:
-        seeds = [r.figures for r in found if r.task == task and r.arm == arm]
+        seeds = [r.figures for r in own.runs.get(arm, {}).values()]
         for prefix, what in (
             ("correlation", "rank correlation with the true error"),
             ("hit", "best patch: its middle lies in the region"),
@@ -257,6 +331,6 @@ def masks_table(found: Sequence[Result], task: str, split: str) -> Table | None:
         "map", "measure", "seeds", "own", "random", "centre", "mean training region", "own, swapped", "local variance",
         "own minus", "difference (95 %)",
     ]  # fmt: skip
-    scored = scored_images(split)
+    scored = scored_images(own.split)
     note = f"{scored[0].upper()}{scored[1:]}; Student's t interval over seeds, as if they were independent."
-    return Table(f"{task}{scored_on(split)}: what the maps know", columns, rows, note) if rows else None
+    return Table(f"{own.task}{scored_on(own.split)}: what the maps know", columns, rows, note) if rows else None

@@ -15,13 +15,13 @@ from safetensors.numpy import load_file
 from maskaug.benchmarks import encoder_analysis as analysis
 from maskaug.benchmarks.encoder_analysis import Block, Result
 from maskaug.benchmarks.encoder_cells import SHOWN, shown_of
-from maskaug.benchmarks.encoders import BESIDE, CONTROL, TITLES, Encoding
-from maskaug.benchmarks.forest import Compared, forest
+from maskaug.benchmarks.encoders import AREA, BESIDE, CONTROL, MAP, TITLES, Encoding
+from maskaug.benchmarks.forest import Compared, difference_map, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
-from maskaug.benchmarks.grid import Grid
+from maskaug.benchmarks.grid import Cell, Grid
 from maskaug.benchmarks.pictures import restored_rows
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
-from maskaug.benchmarks.tasks import Task, check_data, check_source, divided_for
+from maskaug.benchmarks.tasks import Task, check_data, check_source, divided_for, scored_on
 from maskaug.envs.files import atomic_write, write_text
 from maskaug.envs.rendering import label, save_picture, sheet
 
@@ -58,7 +58,7 @@ def run_encoding(
 
 
 def write_analysis(grid: Grid, out: Path) -> list[Table]:
-    """tables.json and tables.md, results.csv, forest plots, arms.png and a gallery; tables say how much is left.
+    """tables.json and tables.md, results.csv, forests, maps, arms.png and a gallery; tables say how much is left.
 
     They are of `grid` alone: pictures of an earlier call with more arms or seeds are removed, and tables say what
     finished cells its folder holds besides.
@@ -74,24 +74,26 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
     check_data(grid.root, cells)
     found = analysis.results(grid.root, cells, figures)
     blocks = list(analysis.blocks(found, cells))
-    tables = []
+    tables, maps = [], {}
     for task in dict.fromkeys(r.task for r in found):
         own = [block for block in blocks if block.task == task]
+        maps[task] = analysis.map_blocks(found, cells, task)
         tables += [analysis.table(block) for block in own]
-        tables += [
-            t for t in (analysis.controls_table(own), analysis.masks_table(found, task, own[0].split)) if t is not None
-        ]
+        more = (analysis.controls_table(own), analysis.masks_table(own[0]), analysis.areas_table(maps[task]))
+        tables += [table for table in more if table is not None]
     unfinished = "" if len(figures) == len(cells) else grid.say()
-    more = grid.besides()
-    tables = [dataclasses.replace(t, unfinished=unfinished, note=f"{t.note}{more}") for t in tables]
+    besides = grid.besides()
+    tables = [dataclasses.replace(t, unfinished=unfinished, note=f"{t.note}{besides}") for t in tables]
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (*out.glob("forest-*.png"), out / ARMS_PICTURE, out / GALLERY):
+    for stale in (*out.glob("forest-*.png"), *out.glob("map-*.png"), out / ARMS_PICTURE, out / GALLERY):
         stale.unlink(missing_ok=True)
     write_tables(out / TABLES, tables)
     write_text(out / "tables.md", "\n\n".join(table.markdown() for table in tables) + "\n")
     atomic_write(out / "results.csv", lambda path: _rows(path, found))
     for block in blocks:
         _forest(block, out)
+    for own in maps.values():
+        _map(own, out)
     _pictures(grid, figures, out)
     return tables
 
@@ -100,9 +102,11 @@ def _rows(path: Path, found: Sequence[Result]) -> None:
     names = sorted({name for r in found for name in r.figures})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["task", "seed", "arm", *names])
+        writer.writerow(["task", "seed", "arm", "area", *names])
         for r in found:
-            writer.writerow([r.task, r.seed, r.arm, *(r.figures.get(name, "") for name in names)])
+            # Of an arm that hides another share than it is told, or none, the figure would say something wrong.
+            area = r.area if r.arm in AREA else ""
+            writer.writerow([r.task, r.seed, r.arm, area, *(r.figures.get(name, "") for name in names)])
 
 
 def _forest(block: Block, out: Path) -> None:
@@ -117,6 +121,22 @@ def _forest(block: Block, out: Path) -> None:
         save_picture(str(out / f"forest-{slug}.png"), forest(rows, panels, f"{block.title}: paired differences, 95 %"))
 
 
+def _map(own: Sequence[Block], out: Path) -> None:
+    at = {(block.labels, block.area): block for block in own}
+    labels, areas = list(dict.fromkeys(b.labels for b in own)), sorted({b.area for b in own})
+    fields = {
+        TITLES[arm]: [[at[few, area].difference(arm, "none") for area in areas] for few in labels]
+        for arm in MAP
+        if any(arm in block.runs for block in own)
+    }
+    if any(i is not None for grid in fields.values() for row in grid for i in row):
+        picture = difference_map(
+            fields, [f"{area:.0%}" for area in areas], labels, ("share of the image hidden", "labels"),
+            f"{own[0].task}{scored_on(own[0].split)}: AUROC − no pre-training; a dot: 0 is outside 95 %",
+        )  # fmt: skip
+        save_picture(str(out / f"map-{own[0].task}.png"), picture)
+
+
 def _pictures(grid: Grid, figures: Mapping[str, Any], out: Path, side: int = 128) -> None:
     # Of the first task and seed that has masks, the same held-out images for every arm: the gallery's masks, and of one
     # image a line an arm.
@@ -125,7 +145,11 @@ def _pictures(grid: Grid, figures: Mapping[str, Any], out: Path, side: int = 128
         return
     first = done[0].config
     task, seed = Task(**first["task"]), first["seed"]
-    own = {c.config["arm"]: c for c in done if c.config["task"] == first["task"] and c.config["seed"] == seed}
+    own: dict[str, Cell] = {}
+    for c in done:
+        if c.config["task"] == first["task"] and c.config["seed"] == seed:
+            # The first of an arm hides what all arms do.
+            own.setdefault(c.config["arm"], c)
     some = shown_of(divided_for(task, None, seed, first["split"])["test"])
     one, masks, lines = some.subset([len(some) // 2]), {}, []
     for arm in (arm for arm in TITLES if arm in own):

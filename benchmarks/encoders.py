@@ -7,7 +7,8 @@ order; its encoder is frozen and read out with few labels, which are the same fo
 Arms differ in what is hidden. Equal hidden area: "ours" beside "random", "centre", "variance" (the cells of the highest
 local variance, which needs no learning) and "swapped" (in every image what the agent chose for another one). One patch,
 the paper's own game: "published" beside "random_patch", "centre_patch" and "swapped_patch". "mae" hides 75 %, as masked
-autoencoders do; "autoencoder" hides nothing and reconstructs what it sees; "none" is not pre-trained.
+autoencoders do; "autoencoder" hides nothing and reconstructs what it sees; "none" is not pre-trained. Where a table has
+further `areas`, the arms of `MAP` are pre-trained with those shares hidden as well.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ BESIDE = {
 SWAPS = {"swapped": "ours", "swapped_patch": "published"}
 #: arms that hide one patch, as in the paper.
 PATCHES = ("random_patch", "centre_patch", "swapped_patch", "published")
+#: arms that hide the share that they are told.
+AREA = ("random", "centre", "variance", "swapped", "ours")
+#: the arms of a map of areas: the learned one, chance, one fixed mask.
+MAP = ("random", "centre", "ours")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +100,8 @@ class Encoding:
         pretraining: how.
         reading: how encoders are read out; each cell's seed takes the place of its own.
         split: "test", or "val" while choices are still made: one half of it, by group, is scored, the other chooses.
+        areas: shares besides `Pretraining.area` that those of `arms` that are of `MAP` hide in runs of their own; these
+            are read out by logistic regression alone where it is among the read-outs, which costs a tenth of the head.
     """
 
     tasks: Sequence[Task]
@@ -103,6 +110,7 @@ class Encoding:
     pretraining: Pretraining = dataclasses.field(default_factory=Pretraining)
     reading: DownstreamSettings = dataclasses.field(default_factory=DownstreamSettings)
     split: str = "test"
+    areas: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -115,22 +123,36 @@ class Encoding:
             raise ConfigurationError("seeds must be at least 0")
         if self.split not in ("test", "val"):
             raise ConfigurationError(f"split={self.split!r} is no part to score on; use test, or val while choosing")
+        shares = [self.pretraining.area, *self.areas]
+        if len(set(shares)) < len(shares) or not all(0 < share < 1 for share in shares):
+            raise ConfigurationError(
+                f"areas={tuple(self.areas)} must be different shares between 0 and 1, and none of them the "
+                f"{self.pretraining.area:g} that every arm hides anyway"
+            )
 
     def cells(self) -> list[Cell]:
-        """One for every seed, task and arm, "<task>/seed<s>/<arm>"; seed by seed, so that what is cut off is whole."""
+        """One for every seed, task and arm, "<task>/seed<s>/<arm>", with "-<area>" behind it where that is another one.
+
+        Seed by seed, so that what is cut off is whole, and all areas after what they stand beside.
+        """
         reading = {k: v for k, v in dataclasses.asdict(self.reading).items() if k != "seed"}
+        brief = {**reading, "readouts": ("logistic",)} if "logistic" in self.reading.readouts else reading
         arms = [arm for arm in ARMS if arm in self.arms or any(SWAPS.get(other) == arm for other in self.arms)]
         # Learned masks come before the arm that swaps them.
         arms.sort(key=SWAPS.__contains__)
+        kinds = [(arm, arm, self.pretraining, reading) for arm in arms]
+        for area in self.areas:
+            other = dataclasses.replace(self.pretraining, area=area)
+            kinds += [(arm, f"{arm}-{area:g}", other, brief) for arm in MAP if arm in self.arms]
         result = []
         for seed in self.seeds:
             for task in self.tasks:
-                for arm in arms:
+                folder = f"{task.name}/seed{seed}"
+                for arm, name, pretraining, readouts in kinds:
                     config: Mapping[str, Any] = {
                         "task": dataclasses.asdict(task), "seed": seed, "arm": arm, "split": self.split,
-                        "pretraining": dataclasses.asdict(self.pretraining), "reading": reading,
+                        "pretraining": dataclasses.asdict(pretraining), "reading": readouts,
                     }  # fmt: skip
-                    folder = f"{task.name}/seed{seed}"
                     needs = (f"{folder}/{SWAPS[arm]}",) if arm in SWAPS else ()
-                    result.append(Cell(f"{folder}/{arm}", "maskaug.benchmarks.encoder_cells:arm_cell", config, needs))
+                    result.append(Cell(f"{folder}/{name}", "maskaug.benchmarks.encoder_cells:arm_cell", config, needs))
         return result

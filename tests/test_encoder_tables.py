@@ -161,7 +161,8 @@ def test_better_is_said_where_the_interval_says_so(tmp_path: Path) -> None:
         (folder / "data.json").write_text('{"source": "synthetic"}')
         auroc = float(np.mean([roc_auc_score(labels, p) for p in given]))
         figures = {f"logistic.6.{k}": 0.5 for k in ("accuracy", "balanced_accuracy", "macro_f1", "ece")}
-        found.append(analysis.Result("tiny", seed, arm, {**figures, "logistic.6.auroc": auroc, "cpu_s": 1.0}, folder))
+        figures |= {"logistic.6.auroc": auroc, "cpu_s": 1.0}
+        found.append(analysis.Result("tiny", seed, arm, figures, folder, TINY.area))
     cells = dataclasses.replace(TABLE, reading=dataclasses.replace(READING, budgets=(6,))).cells()
     (block,) = analysis.blocks(found, cells)
     table = analysis.table(block)
@@ -220,6 +221,48 @@ def test_files_and_pictures(out: Path) -> None:
     assert areas["as published"] == pytest.approx(4 / 25)
     assert gallery.regions is not None
     assert gallery.regions.any((1, 2)).all()
+
+
+def test_a_map_of_areas_stands_beside_what_all_arms_hide(out: Path, tmp_path: Path) -> None:
+    assert not list(out.glob("map-*"))
+    reading = dataclasses.replace(READING, readouts=("logistic", "paper"), epochs=2)
+    some = dataclasses.replace(TABLE, arms=("none", "random", "ours", "published"), reading=reading, areas=(0.2,))
+    assert run_encoding(some, tmp_path, say=ignore)
+    tables = {table.title: table for table in read_tables(tmp_path / "tables.json")}
+    assert [row[0] for row in tables["tiny, logistic regression, 6 labels"].rows] == [TITLES[arm] for arm in some.arms]
+    # One half comes from the runs of all arms, whichever read-outs those have besides.
+    areas = tables["tiny: areas"]
+    names = ["random cells", "Intelligent Masking"]
+    assert [row[:4] for row in areas.rows] == [
+        [name, area, labels, 2] for name in names for area in ("20%", "50%") for labels in ("6", "all")
+    ]
+    figures = Grid(tmp_path / "runs", some.cells()).results()
+    mean = {
+        area: np.mean([figures[f"tiny/seed{seed}/ours{area}"]["logistic.all.auroc"] for seed in (0, 1)])
+        for area in ("-0.2", "")
+    }
+    assert mean[""] != mean["-0.2"]
+    said = {(row[0], row[1], row[2]): dict(zip(areas.columns, row, strict=True)) for row in areas.rows}
+    for area, share in (("-0.2", "20%"), ("", "50%")):
+        row = said["Intelligent Masking", share, "all"]
+        assert row["AUROC"] == pytest.approx(mean[area])
+        for other, column in (("none", "− no pre-training (95 %)"), (f"random{area}", "− random of equal area (95 %)")):
+            theirs = np.mean([figures[f"tiny/seed{s}/{other}"]["logistic.all.auroc"] for s in (0, 1)])
+            gain = float(str(row[column]).split()[0].replace("−", "-"))
+            assert gain == pytest.approx(mean[area] - theirs, abs=6e-4)
+    assert all("paper.6.auroc" not in figures[f"tiny/seed0/{arm}-0.2"] for arm in ("random", "ours"))
+    assert areas.note.startswith("Logistic regression. Images: synthetic.")
+    assert {path.name for path in tmp_path.glob("map-*")} == {"map-tiny.png"}
+    with (tmp_path / "results.csv").open(encoding="utf-8") as file:
+        rows = [(r["seed"], r["arm"], r["area"]) for r in csv.DictReader(file)]
+    assert {row for row in rows if row[0] == "1"} == {
+        ("1", arm, area) for arm in ("random", "ours") for area in ("0.5", "0.2")
+    } | {("1", "none", ""), ("1", "published", "")}  # fmt: skip
+    gallery = read_gallery(tmp_path / "gallery.safetensors").masks
+    assert gallery["Intelligent Masking"].mean() == pytest.approx(12 / 25)
+    # Without further areas the map goes.
+    run_encoding(dataclasses.replace(some, areas=()), tmp_path, say=ignore)
+    assert not list(tmp_path.glob("map-*"))
 
 
 def test_a_table_is_gone_on_with_and_says_what_is_left(

@@ -36,6 +36,23 @@ def test_every_arm_has_its_controls() -> None:
         assert {other in PATCHES for other in others if other in CONTROL} == {arm in PATCHES}
 
 
+def test_other_areas_are_runs_of_their_own_of_the_arms_that_hide_what_they_are_told() -> None:
+    arms = ("none", "centre", "ours", "mae", "published")
+    readouts = dataclasses.replace(TABLE.reading, readouts=("paper", "logistic"))
+    cells = {
+        c.name: c.config for c in dataclasses.replace(TABLE, arms=arms, areas=(0.05, 0.6), reading=readouts).cells()
+    }
+    seed = [name.removeprefix("tiny/seed1/") for name in cells if "seed1" in name]
+    assert seed == ["none", "centre", "mae", "ours", "published", "centre-0.05", "ours-0.05", "centre-0.6", "ours-0.6"]
+    other, usual = cells["tiny/seed1/ours-0.6"], cells["tiny/seed1/ours"]
+    assert (other["pretraining"]["area"], usual["pretraining"]["area"]) == (0.6, 0.5)
+    assert (other["reading"]["readouts"], usual["reading"]["readouts"]) == (["logistic"], ["paper", "logistic"])
+    # All else is the same; and where there is no logistic regression, what there is reads out.
+    assert {**other, "pretraining": 0, "reading": 0} == {**usual, "pretraining": 0, "reading": 0}
+    head = dataclasses.replace(TABLE, areas=(0.6,), reading=dataclasses.replace(readouts, readouts=("paper",)))
+    assert all(c.config["reading"]["readouts"] == ["paper"] for c in head.cells())
+
+
 def test_a_cell_for_every_seed_and_arm_and_swaps_come_after_what_they_swap() -> None:
     cells = {cell.name: cell for cell in TABLE.cells()}
     assert len(cells) == 2 * 6
@@ -57,6 +74,8 @@ def test_a_cell_for_every_seed_and_arm_and_swaps_come_after_what_they_swap() -> 
         ({"arms": ("best",)}, "unknown arm best"), ({"arms": ("ours", "ours")}, "arms must name"),
         ({"arms": ()}, "arms must name"), ({"seeds": ()}, "seeds must name"), ({"seeds": (-1,)}, "at least 0"),
         ({"tasks": [TASK, TASK]}, "tasks must name"), ({"split": "train"}, "split='train'"),
+        ({"areas": (0.5,)}, "areas="), ({"areas": (0.2, 0.2)}, "areas="), ({"areas": (1.0,)}, "areas="),
+        ({"areas": (float("nan"),)}, "areas="),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_are_refused(change: dict[str, Any], word: str) -> None:
@@ -69,16 +88,16 @@ def test_tables_that_cannot_be_are_refused(change: dict[str, Any], word: str) ->
 def test_every_preset_makes_a_grid(data: str, preset: str, tmp_path: Path) -> None:
     root = None if data == "synthetic" else tmp_path
     made = encoding_of(data, preset, root)
-    assert (
-        Grid(tmp_path, made.cells()).say()
-        == f"0 of {len(made.seeds) * 12} cells done, 0 failed, {len(made.cells())} left"
-    )
-    (task,) = made.tasks
-    assert task.env.get("root") == (None if root is None else str(root))
-    assert (task.folds == 0) == (data == "synthetic")
-    if preset == "paper":
-        assert (task.env["image_size"], len(made.seeds), made.pretraining.device) == (288, 20, "auto")
-        assert (made.pretraining.reconstructor, made.pretraining.network) == ("context_encoder", "paper")
+    count = len(made.seeds) * len(made.tasks) * (12 + 3 * len(made.areas))
+    assert Grid(tmp_path, made.cells()).say() == f"0 of {count} cells done, 0 failed, {count} left"
+    assert (0.05 in made.areas) == (data != "synthetic" or preset != "cpu")
+    assert [task.name for task in made.tasks] == list(DATA[data][1])
+    for task in made.tasks:
+        assert task.env.get("root") == (None if root is None else str(root))
+        assert (task.folds == 0) == (data == "synthetic")
+        if preset == "paper":
+            assert (task.env["image_size"], len(made.seeds), made.pretraining.device) == (288, 20, "auto")
+            assert (made.pretraining.reconstructor, made.pretraining.network) == ("context_encoder", "paper")
     few = encoding_of(data, preset, root, seeds=1, arms=["none", "ours"], split="val")
     assert (list(few.seeds), few.arms, few.split) == ([0], ["none", "ours"], "val")
 
@@ -103,10 +122,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     words += ["--arms", "none", "random", "ours"]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "0 of 6 cells done, 0 failed, 6 left" in printed
+    assert "0 of 10 cells done, 0 failed, 10 left" in printed
     assert "### ultrasound, the paper's head, 6 labels" in printed
     assert main(words) == 0
-    assert "6 of 6 cells done" in capsys.readouterr().out.splitlines()[0]
+    assert "10 of 10 cells done" in capsys.readouterr().out.splitlines()[0]
     assert main([*words, "--data", "busi"]) == 2
     assert "--root" in capsys.readouterr().err
     # A run that has failed is an exit status.
@@ -128,15 +147,17 @@ def test_real_layouts_are_folds_of_whole_groups(data: str, tmp_path: Path) -> No
     made = encoding_of(data, "smoke", root, arms=arms)
     reading = dataclasses.replace(made.reading, readouts=("logistic",))
     assert run_encoding(dataclasses.replace(made, reading=reading), tmp_path / "out", say=ignore)
-    tests = []
-    for seed in (0, 1):
-        divided = divided_for(made.tasks[0], None, seed, "test")
-        groups = {name: set(part.groups.tolist()) for name, part in divided.items()}
-        assert not groups["train"] & groups["test"]
-        assert not groups["val"] & groups["test"]
-        tests.append(groups["test"])
-        assert json.loads((tmp_path / f"out/runs/{data}/seed{seed}/none/data.json").read_text())["source"] == data
-    assert not tests[0] & tests[1]
+    for task in made.tasks:
+        tests = []
+        for seed in (0, 1):
+            divided = divided_for(task, None, seed, "test")
+            groups = {name: set(part.groups.tolist()) for name, part in divided.items()}
+            assert not groups["train"] & groups["test"]
+            assert not groups["val"] & groups["test"]
+            tests.append(groups["test"])
+            about = json.loads((tmp_path / f"out/runs/{task.name}/seed{seed}/none/data.json").read_text())
+            assert about["source"] == data
+        assert not tests[0] & tests[1]
     tables = read_tables(tmp_path / "out" / "tables.json")
     assert f"Images: {data}." in tables[0].note
     assert "by group" in tables[0].note
