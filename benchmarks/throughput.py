@@ -1,7 +1,7 @@
 """`maskaug bench throughput`: how many images a second are stepped, chosen for and learnt from, against the bare judge.
 
 What is measured stands in `throughput_settings`, how in `throughput_games`, `throughput_agents` and `timing`; here are
-the table and its file.
+the table and its files.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any
 import torch
 
 from maskaug.benchmarks import throughput_agents, throughput_games
+from maskaug.benchmarks.tables import TABLES, Cell, Table, write_tables
 from maskaug.benchmarks.throughput_games import FIGURES
 from maskaug.benchmarks.throughput_settings import Game, ThroughputSettings
 from maskaug.benchmarks.timing import Spread
 from maskaug.envs.devices import resolve_device
-from maskaug.envs.files import atomic_write
+from maskaug.envs.errors import ConfigurationError
+from maskaug.envs.files import atomic_write, write_text
 
 _AXES = tuple(field.name for field in dataclasses.fields(Game))
-#: of the CSV file; each figure has two more, _p10 and _p90. What a row does not measure is empty.
+#: of results.csv; each figure has two more, _p10 and _p90. What a row does not measure is empty.
 COLUMNS = (
     "figure", "device", "threads", "seconds", *_AXES,
     *(name + part for name in FIGURES for part in ("", "_p10", "_p90")),
@@ -38,9 +40,16 @@ def throughput(
 
     Args:
         settings: what is measured.
-        out: a CSV file to write beside the table, anew after every row.
+        out: a folder for results.csv, tables.json and tables.md, which are written anew after every row.
         say: where lines for people go.
+
+    Raises:
+        ConfigurationError: `out` is a file.
     """
+    if out is not None:
+        if out.exists() and not out.is_dir():
+            raise ConfigurationError(f"out={str(out)!r} is a file, and must be a folder: its results.csv is the file")
+        out.mkdir(parents=True, exist_ok=True)
     device = resolve_device(settings.device)
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
@@ -60,9 +69,9 @@ def throughput(
         say(_line(about["figure"], (*cells, f"{found['memory_mb']:.0f}")))
         rows.append({"device": name, "threads": threads, **about, **_flat(found)})
         if out is not None:
-            atomic_write(out, lambda path: _write(path, rows))
+            _write(out, rows, settings.rounds, len(jobs))
     if out is not None:
-        say(f"wrote {out}")
+        say(f"wrote {out}/")
     return rows
 
 
@@ -97,8 +106,54 @@ def _line(name: str, cells: Sequence[str]) -> str:
     return f"{name:<66}" + "".join(f"{cell:>10}" for cell in cells)
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _write(out: Path, rows: Sequence[Mapping[str, Any]], rounds: int, wanted: int) -> None:
+    def as_csv(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    atomic_write(out / "results.csv", as_csv)
+    shown = table(rows, rounds)
+    if len(rows) < wanted:
+        shown = dataclasses.replace(shown, unfinished=f"{len(rows)} of {wanted} rows are measured")
+    write_tables(out / TABLES, [shown])
+    write_text(out / "tables.md", shown.markdown() + "\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]], rounds: int) -> Table:
+    """The rows of `throughput` for people: medians, with 10 and 90 % of the rounds behind them.
+
+    Args:
+        rows: at least one.
+        rounds: how often each was measured.
+    """
+
+    def shown(row: Mapping[str, Any], name: str) -> Cell:
+        if row.get(name) is None:
+            return None
+        return f"{row[name]:.3f} ({row[f'{name}_p10']:.3f} … {row[f'{name}_p90']:.3f})"
+
+    columns = [
+        "row", "step", "step + policy", "step + policy + training", "native ÷ this", "training ÷ its passes",
+        "images a second", "MB", "MB of the GPU",
+    ]  # fmt: skip
+    cells: list[list[Cell]] = [
+        [
+            row["figure"], *(shown(row, name) for name in FIGURES), float(f"{row['images_s']:.4g}"),
+            round(row["memory_mb"]), None if row.get("cuda_mb") is None else round(row["cuda_mb"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    empty = {i for i in range(len(columns)) if all(row[i] is None for row in cells)}
+    seconds = " and ".join(sorted({f"{row['seconds']} seconds" for row in rows}))
+    note = (
+        f"{rows[0]['device']}. Images a second ÷ those of the bare judge, more is better; native ÷ this: how many "
+        "times as many a native environment plays; training ÷ its passes: seconds of a training step ÷ those of the "
+        f"passes that nobody can avoid, less is better. Medians of {rounds} rounds with 10 and 90 % of them, all sides "
+        f"of a row in turn, {seconds}."
+    )
+    return Table(
+        "Throughput", [c for i, c in enumerate(columns) if i not in empty],
+        [[cell for i, cell in enumerate(row) if i not in empty] for row in cells], note,
+    )  # fmt: skip

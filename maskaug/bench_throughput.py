@@ -41,9 +41,9 @@ def bench_throughput(
         action: an axis: APGA's policy is measured with grid and pixel.
         repeat: an axis: tries on an image.
         agents: training steps and rollouts to measure, in place of the preset's; alone, where at most N is given too.
-        rounds: how often all sides of a row are measured in turn; 10 % and 90 % are in the file beside the median.
+        rounds: how often all sides of a row are measured in turn; 10 % and 90 % are in the files beside the median.
         device: auto, cpu, cuda, …; cpu, or auto of the paper's preset, if left out.
-        out: a CSV file to write beside the table.
+        out: a folder for results.csv, tables.json and tables.md.
     """
     from maskaug.benchmarks.throughput import throughput
     from maskaug.benchmarks.throughput_settings import settings_of

@@ -21,6 +21,7 @@ import torch
 from maskaug import options
 from maskaug.benchmarks import throughput as module
 from maskaug.benchmarks import throughput_agents, throughput_games, throughput_settings
+from maskaug.benchmarks.tables import read_tables
 from maskaug.benchmarks.throughput import COLUMNS, throughput
 from maskaug.benchmarks.throughput_settings import PRESETS, Game, ThroughputSettings, settings_of
 from maskaug.benchmarks.timing import Clock, Spread, forget_peaks, in_turn, peak_cuda_mb, peak_mb, spread
@@ -46,7 +47,7 @@ def test_every_row_is_measured_said_and_written(tmp_path: Path) -> None:
         TINY, dataclasses.replace(TINY, action="patch"), dataclasses.replace(TINY, tensors=True, repeat=2),
         dataclasses.replace(TINY, vectorization="sync"), dataclasses.replace(TINY, vectorization="dummy"),
     )  # fmt: skip
-    rows = throughput(tiny(*games, agents=(("apga", 2), ("ppo", 2))), tmp_path / "rows.csv", said.append)
+    rows = throughput(tiny(*games, agents=(("apga", 2), ("ppo", 2))), tmp_path / "new", said.append)
     steps = {"step", "step_policy", "step_policy_training"}
     expected = [
         steps, {"step"}, steps, {"step", "step_policy", "native_times"}, {"step", "step_policy", "native_times"},
@@ -60,7 +61,7 @@ def test_every_row_is_measured_said_and_written(tmp_path: Path) -> None:
         assert row["images_s"] > 0
         assert row["memory_mb"] > 50
         assert row["cuda_mb"] is None
-    with (tmp_path / "rows.csv").open(newline="") as file:
+    with (tmp_path / "new/results.csv").open(newline="") as file:
         reader = csv.DictReader(file)
         written = list(reader)
     assert tuple(reader.fieldnames or ()) == COLUMNS
@@ -71,6 +72,32 @@ def test_every_row_is_measured_said_and_written(tmp_path: Path) -> None:
     assert written[1]["step_policy"] == ""
     assert [row["vectorization"] for row in written] == ["native"] * 3 + ["sync", "dummy", "", ""]
     assert all(any(row["figure"] in line for line in said) for row in rows)
+    (table,) = read_tables(tmp_path / "new/tables.json")
+    assert table.markdown() + "\n" == (tmp_path / "new/tables.md").read_text(encoding="utf-8")
+    assert [row[0] for row in table.rows] == [row["figure"] for row in rows]
+    assert "MB of the GPU" not in table.columns
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    first = rows[0]
+    assert shown["step"] == f"{first['step']:.3f} ({first['step_p10']:.3f} … {first['step_p90']:.3f})"
+    assert shown["native ÷ this"] is None
+    assert (table.unfinished, "2 rounds" in table.note, "CPU seconds" in table.note) == ("", True, True)
+
+
+def test_rows_are_written_as_they_come_and_a_file_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = throughput_games.measured
+
+    def second_fails(game: Game, *more: Any) -> Any:
+        if game.action == "patch":
+            raise RuntimeError("the lights went out")
+        return measured(game, *more)
+
+    monkeypatch.setattr(throughput_games, "measured", second_fails)
+    with pytest.raises(RuntimeError, match="lights"):
+        throughput(tiny(TINY, dataclasses.replace(TINY, action="patch")), tmp_path)
+    (table,) = read_tables(tmp_path / "tables.json")
+    assert (len(table.rows), table.unfinished) == (1, "1 of 2 rows are measured")
+    with pytest.raises(ConfigurationError, match="must be a folder"):
+        throughput(tiny(), tmp_path / "results.csv")
 
 
 def test_a_slower_environment_shows_in_its_own_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
