@@ -28,9 +28,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(made: Path, tmp_path: Path) -> Path:
     """A copy of its own, so that a test may break it."""
-    monkeypatch.setenv("MASKAUG_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(made, tmp_path / made.name))
 
 
