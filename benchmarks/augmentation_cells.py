@@ -28,7 +28,7 @@ from maskaug.benchmarks.mask_metrics import mask_figures
 from maskaug.benchmarks.masks import oracle_scores
 from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.reports import all_scores
-from maskaug.benchmarks.tasks import Task, check_classes, divided_for, write_data
+from maskaug.benchmarks.tasks import PREDICTIONS, Task, check_classes, divided_for, write_data
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.datasets import ImageDataset
 from maskaug.envs.defaults import default_grid
@@ -40,7 +40,7 @@ from maskaug.envs.masking import cells_for_area, cells_to_mask, filler, keep
 from maskaug.envs.networks import at_once, to_float
 from maskaug.envs.pretrain import FitSettings, as_writable, fit_classifier, predict_logits
 
-JUDGE, SCORES, PREDICTIONS = "judge.safetensors", "scores.safetensors", "predictions.safetensors"
+JUDGE, SCORES = "judge.safetensors", "scores.safetensors"
 CURVES = "curves.safetensors"
 #: scored images that deletion and insertion are measured on, evenly spaced.
 MOST = 64

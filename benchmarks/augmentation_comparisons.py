@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from maskaug.benchmarks.augmentation import SWAPPED
-from maskaug.benchmarks.augmentation_analysis import ALONE, DRAWS, ITSELF, METHOD, METRIC, Block, title_of
+from maskaug.benchmarks.augmentation_analysis import ALONE, ITSELF, Block, title_of
 from maskaug.benchmarks.clustered_bootstrap import clusters_note
 from maskaug.benchmarks.clustered_means import clustered_task_difference
+from maskaug.benchmarks.paired import DRAWS, METHOD, METRIC
 from maskaug.benchmarks.presets import apga_play
 from maskaug.benchmarks.statistics import (
     FEWEST,
@@ -50,7 +51,7 @@ def table(block: Block) -> Table:
     for arm, runs in block.runs.items():
         values = block.values(arm)
         plain, chance = block.difference(arm, "none"), block.difference(arm, "random")
-        alone, improves = block.interval(arm), _improves(block, arm, "random")
+        alone, improves = block.interval(arm), block.improves(arm, "random")
         rows.append(
             [
                 title_of(arm), len(runs), float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -81,7 +82,7 @@ def controls_table(block: Block) -> Table | None:
         for other in (*CONTROLS, *own):
             gain = block.difference(arm, other) if {arm, other} <= set(block.runs) else None
             if gain is not None:
-                improves = _improves(block, arm, other)
+                improves = block.improves(arm, other)
                 rows.append(
                     [
                         title_of(arm), title_of(other), len(block.common(arm, other)), gain.text(),
@@ -97,14 +98,6 @@ def controls_table(block: Block) -> Table | None:
     ]  # fmt: skip
     note = " ".join(part for part in said if part)
     return Table(f"{block.title}: learnt masks and their controls", columns, rows, note, stand_in=block.stand_in)
-
-
-def _improves(block: Block, arm: str, other: str) -> Interval | None:
-    # How probable it is that a seed of `arm` has the higher figure; None with too few seeds to resample.
-    if arm == other or len(seeds := block.common(arm, other)) < FEWEST:
-        return None
-    pair = [np.array([block.runs[name][seed].figures[METRIC] for seed in seeds])[:, None] for name in (arm, other)]
-    return probability_of_improvement(pair[0], pair[1], paired=True)
 
 
 def _note(block: Block) -> str:

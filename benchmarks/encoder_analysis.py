@@ -3,91 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file
 
-from maskaug.benchmarks.clustered_bootstrap import clustered_difference, clusters_note
-from maskaug.benchmarks.encoder_cells import PREDICTIONS
+from maskaug.benchmarks.clustered_bootstrap import clusters_note
 from maskaug.benchmarks.encoders import ARMS, BESIDE, CONTROL, MAP, TITLES
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.intervals import paired_interval
-from maskaug.benchmarks.statistics import (
-    FEWEST,
-    Interval,
-    few_runs_note,
-    probability_of_improvement,
-    stratified_bootstrap,
-    verdict,
-)
+from maskaug.benchmarks.paired import METRIC, Paired, Scored
+from maskaug.benchmarks.statistics import FEWEST, Interval, few_runs_note, stratified_bootstrap, verdict
 from maskaug.benchmarks.tables import Table
-from maskaug.benchmarks.tasks import DATA, check_pair, scored_images, scored_on
-from maskaug.envs.errors import ConfigurationError
+from maskaug.benchmarks.tasks import DATA, scored_images, scored_on
 
-METRIC = "auroc"
-DRAWS = 1000
 #: figures of a read-out that tables show besides.
 OTHERS = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result(Scored):
     """One arm of one seed that is done.
 
     Attributes:
-        task: its name.
-        seed: its repetition.
-        arm: of `ARMS`.
-        figures: of results.json.
-        folder: its cell's.
         area: share that arms hide, of those that hide as much as they are told.
     """
 
-    task: str
-    seed: int
-    arm: str
-    figures: Mapping[str, float]
-    folder: Path
     area: float
 
-    @functools.cached_property
-    def predictions(self) -> dict[str, npt.NDArray[Any]]:
-        """What predictions.safetensors holds."""
-        return load_file(self.folder / PREDICTIONS)
 
-
-@dataclasses.dataclass(frozen=True)
-class Block:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block(Paired[Result]):
     """Arms that may be compared: one task and area, and one read-out and number of labels, or the mean over several.
 
     Attributes:
-        task: its name.
         area: share that is hidden by arms that hide as much as they are told.
         keys: such as "paper.100" or "logistic.all".
-        runs: arm → seed → result.
-        shared: whether all seeds test images of one data set.
-        source: of the images: "synthetic", or the data set's name.
-        test_share: tested images ÷ all others where seeds are folds of one data set; else 0.
-        split: what was scored: "test", or "val" for one half of the validation images.
-        refused: why there are differences without an interval; filled as they are asked for.
     """
 
-    task: str
     area: float
     keys: tuple[str, ...]
-    runs: Mapping[str, Mapping[int, Result]]
-    shared: bool
-    source: str
-    test_share: float
-    split: str
-    refused: set[str] = dataclasses.field(default_factory=set, repr=False)
-    _known: dict[tuple[str, str], Interval | None] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def title(self) -> str:
@@ -112,52 +71,13 @@ class Block:
         return self.keys[0].partition(".")[2]
 
     def value(self, result: Result, figure: str = METRIC) -> float:
-        """A figure of one seed."""
-        return float(np.mean([result.figures[f"{key}.{figure}"] for key in self.keys]))
+        """See `Paired.value`."""
+        return float(np.mean([result.figures.get(f"{key}.{figure}", math.nan) for key in self.keys]))
 
-    def values(self, arm: str, figure: str = METRIC) -> npt.NDArray[np.float64]:
-        """(R,) a figure of all seeds of an arm."""
-        return np.array([self.value(result, figure) for result in self.runs[arm].values()])
-
-    def pairs(self, arm: str, other: str) -> list[tuple[Result, Result]]:
-        """What both have, seed by seed."""
-        mine, theirs = self.runs.get(arm, {}), self.runs.get(other, {})
-        return [(result, theirs[seed]) for seed, result in mine.items() if seed in theirs and arm != other]
-
-    def difference(self, arm: str, other: str | None) -> Interval | None:
-        """AUROC of `arm` − `other`, paired by seed, draw and image.
-
-        None with fewer than two seeds in common, and where the images are too few for an interval; see `refused`.
-        """
-        if other is None:
-            return None
-        if (arm, other) not in self._known:
-            self._known[arm, other] = self._difference(arm, other)
-        return self._known[arm, other]
-
-    def _difference(self, arm: str, other: str) -> Interval | None:
-        runs = [self._probabilities(one, two) for one, two in self.pairs(arm, other)]
-        if len(runs) < 2:
-            return None
-        try:
-            return clustered_difference(runs, METRIC, shared=self.shared, draws=DRAWS, test_share=self.test_share)
-        except ConfigurationError as error:
-            self.refused.add(str(error))
-            return None
-
-    def improves(self, arm: str, other: str | None) -> Interval | None:
-        """How probable it is that a seed of `arm` has the higher AUROC; None with fewer than `FEWEST` in common."""
-        pairs = [] if other is None else self.pairs(arm, other)
-        if len(pairs) < FEWEST:
-            return None
-        mine, theirs = np.array([[self.value(result) for result in pair] for pair in pairs]).T
-        return probability_of_improvement(mine[:, None], theirs[:, None], paired=True)
-
-    def _probabilities(self, one: Result, two: Result) -> tuple[Any, Any, Any, Any]:
+    def probabilities(self, result: Result) -> npt.NDArray[Any]:
+        """See `Paired.probabilities`."""
         # Every read-out and budget has as many draws: the mean over all of them is the mean over these.
-        check_pair(one.predictions, two.predictions, f"{one.folder} and {two.folder}")
-        first, second = (np.concatenate([r.predictions[key] for key in self.keys]) for r in (one, two))
-        return one.predictions["labels"], one.predictions["groups"], first, second
+        return np.concatenate([result.predictions[key] for key in self.keys])
 
 
 def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str, float]]) -> list[Result]:
@@ -170,8 +90,8 @@ def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str
     """
     return [
         Result(
-            c.config["task"]["name"], c.config["seed"], c.config["arm"], figures[c.name], Path(root) / c.name,
-            c.config["pretraining"]["area"],
+            task=c.config["task"]["name"], seed=c.config["seed"], arm=c.config["arm"], figures=figures[c.name],
+            folder=Path(root) / c.name, area=c.config["pretraining"]["area"],
         )
         for c in cells
         if c.name in figures
@@ -220,26 +140,30 @@ def _block(found: Sequence[Result], config: Mapping[str, Any], area: float, keys
     source = json.loads((own[0].folder / DATA).read_text(encoding="utf-8"))["source"]
     folds = config["task"]["folds"]
     shared, test_share = not (source == "synthetic" and folds == 0), 1 / (folds - 1) if folds else 0.0
-    return Block(task, area, keys, runs, shared, source, test_share, config["split"])
+    return Block(
+        task=task, area=area, keys=keys, runs=runs, shared=shared, test_share=test_share, source=source,
+        split=config["split"],
+    )  # fmt: skip
 
 
 def table(block: Block) -> Table:
     """One block, a row an arm; numbers stay numbers, intervals are text."""
     columns = [
-        "pre-trained with", "seeds", "AUROC", "SD", "IQM (95 %)", "− no pre-training (95 %)",
+        "pre-trained with", "seeds", "AUROC", "SD", "AUROC (95 %)", "IQM (95 %)", "− no pre-training (95 %)",
         "− random of equal area (95 %)", "P(better than none)", "P(better than random)", "against none",
         "against random", *OTHERS, "CPU-s",
     ]  # fmt: skip
     rows = []
     for arm in block.runs:
         values, control = block.values(arm), CONTROL.get(arm)
-        known = len(values) > 1
+        known, alone = len(values) > 1, block.interval(arm)
         gains = [block.difference(arm, "none"), block.difference(arm, control)]
         chances = [block.improves(arm, "none"), block.improves(arm, control)]
         seconds = np.mean([r.figures["cpu_s"] for r in block.runs[arm].values()])
         rows.append(
             [
                 TITLES[arm], len(values), float(values.mean()), float(values.std(ddof=1)) if known else None,
+                "" if alone is None else alone.text(signed=False),
                 stratified_bootstrap(values[:, None]).text(signed=False) if len(values) >= FEWEST else "",
                 *(i.text() if i else "" for i in gains),
                 *(i.text(2, signed=False) if i else "" for i in chances),
@@ -254,7 +178,7 @@ def _note(*blocks: Block) -> str:
     first = blocks[0]
     said = [
         f"Images: {first.source}. Macro-AUROC on {scored_images(first.split)}, mean over draws of labels.",
-        clusters_note("paired differences", first.shared, first.test_share),
+        clusters_note("AUROC (95 %) and of paired differences", first.shared, first.test_share),
         "Random of equal area: random cells, or for one patch a random patch.",
         few_runs_note([len(runs) for block in blocks for runs in block.runs.values()]),
         *(f"No interval: {reason}." for reason in sorted(set().union(*(block.refused for block in blocks)))),
@@ -269,7 +193,7 @@ def controls_table(own: Sequence[Block]) -> Table | None:
         for other in others:
             if (gain := first.difference(arm, other)) is not None:
                 chance = first.improves(arm, other)
-                row: list[Any] = [TITLES[arm], TITLES[other], len(first.pairs(arm, other)), gain.text()]
+                row: list[Any] = [TITLES[arm], TITLES[other], len(first.common(arm, other)), gain.text()]
                 row += [chance.text(2, signed=False) if chance else "", verdict(gain)]
                 gains = [block.difference(arm, other) for block in own[1:]]
                 rows.append([*row, *(i.text() if i else "" for i in gains)])

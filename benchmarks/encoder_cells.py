@@ -32,7 +32,7 @@ from maskaug.benchmarks.metrics import classification_metrics
 from maskaug.benchmarks.pictures import fill_in
 from maskaug.benchmarks.readouts import DownstreamSettings
 from maskaug.benchmarks.reports import all_scores, correlations, own_masks
-from maskaug.benchmarks.tasks import Task, check_classes, divided_for, write_data
+from maskaug.benchmarks.tasks import PREDICTIONS, Task, check_classes, divided_for, write_data
 from maskaug.benchmarks.timing import one_thread
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.datasets import ImageDataset
@@ -43,7 +43,7 @@ from maskaug.envs.networks import at_once
 from maskaug.envs.pretrain import as_writable
 from maskaug.envs.statistics import reestimate_statistics
 
-PREDICTIONS, PLAYED, SHOWN = "predictions.safetensors", "played.safetensors", "shown.safetensors"
+PLAYED, SHOWN = "played.safetensors", "shown.safetensors"
 #: scored images whose masks are kept, evenly spaced.
 MOST_SHOWN = 6
 #: side in cells of the patch that the map of an arm without one is asked for.

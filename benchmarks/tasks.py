@@ -20,6 +20,8 @@ from maskaug.envs.errors import ConfigurationError, DatasetError
 from maskaug.envs.files import write_json
 
 DATA = "data.json"
+#: what a scored cell says of each image: "labels" and "groups" (N,), and probabilities.
+PREDICTIONS = "predictions.safetensors"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 

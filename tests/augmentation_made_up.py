@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from maskaug.benchmarks import augmentation_cells
 from maskaug.benchmarks.augmentation import SWAPPED
 from maskaug.benchmarks.augmentation_analysis import ITSELF
-from maskaug.benchmarks.augmentation_cells import CURVES, PREDICTIONS, SCORES
+from maskaug.benchmarks.augmentation_cells import CURVES, SCORES
 from maskaug.benchmarks.curves import CURVE_FILLS
 from maskaug.benchmarks.metrics import classification_metrics
-from maskaug.benchmarks.tasks import DATA
+from maskaug.benchmarks.tasks import DATA, PREDICTIONS
 from maskaug.envs.files import write_json
 
 #: test images, two of each patient.

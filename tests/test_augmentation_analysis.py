@@ -14,11 +14,11 @@ from augmentation_grid import HERE, QUICK, TOYS, sweep
 from augmentation_made_up import make_up
 from safetensors.numpy import load_file, save_file
 
-from maskaug.benchmarks import augmentation_analysis as analysis
 from maskaug.benchmarks import augmentation_output as output
+from maskaug.benchmarks import paired
 from maskaug.benchmarks.augmentation import SWAPPED, Sweep, cells
-from maskaug.benchmarks.augmentation_analysis import DRAWS, ITSELF, Block, blocks, results, title_of
-from maskaug.benchmarks.augmentation_cells import CURVES, PREDICTIONS
+from maskaug.benchmarks.augmentation_analysis import ITSELF, Block, blocks, results, title_of
+from maskaug.benchmarks.augmentation_cells import CURVES
 from maskaug.benchmarks.augmentation_comparisons import controls_table, over_tasks, table
 from maskaug.benchmarks.augmentation_masks import CURVE_NAMES, masks_tables
 from maskaug.benchmarks.augmentation_output import write_analysis
@@ -28,7 +28,7 @@ from maskaug.benchmarks.clustered_bootstrap import Run, clustered_difference, cl
 from maskaug.benchmarks.grid import Grid, run_cell
 from maskaug.benchmarks.statistics import Interval, mean_of_iqms, probability_of_improvement, verdict
 from maskaug.benchmarks.tables import Table, read_tables
-from maskaug.benchmarks.tasks import Task
+from maskaug.benchmarks.tasks import PREDICTIONS, Task
 from maskaug.envs.errors import ConfigurationError
 
 SEEDS = tuple(range(4))
@@ -130,7 +130,7 @@ def test_every_arm_has_an_interval_of_its_own(made_up: None, tmp_path: Path) -> 
     runs = [
         tuple(r.predictions[k] for k in ("labels", "groups", "probabilities")) for r in several.runs["random"].values()
     ]
-    interval = clustered_metric([Run(*run) for run in runs], shared=several.shared, draws=DRAWS)
+    interval = clustered_metric([Run(*run) for run in runs], shared=several.shared, draws=paired.DRAWS)
     assert shown == [interval.value, interval.text(signed=False)]
     assert interval.low < interval.value < interval.high
     accuracy = several.interval("random", "accuracy")
@@ -180,7 +180,7 @@ def test_arms_that_were_tested_on_different_images_are_no_table(made_up: None, t
     save_file({**load_file(path), "groups": np.arange(80) + 1}, path)
     (block,) = blocks_of(grid)
     with pytest.raises(
-        ConfigurationError, match=r"seed 1, 'no masks' and 'random cells': the groups of the scored images"
+        ConfigurationError, match=r"seed 1, 'none' and 'random-h60': the groups of the scored images"
     ):
         table(block)
 
@@ -257,7 +257,7 @@ def test_whether_seeds_test_the_same_images(
     # What is tested ÷ what is not, of two folds and of five.
     share = {0: 0.0, 2: 1.0, 5: 0.25}[task.folds]
     right, wrong = (
-        clustered_difference(pairs, shared=s, method=analysis.METHOD, draws=analysis.DRAWS, test_share=share)
+        clustered_difference(pairs, shared=s, method=paired.METHOD, draws=paired.DRAWS, test_share=share)
         for s in (shared, not shared)
     )
     assert ("Nadeau & Bengio" in table(block).note) == bool(share)
@@ -308,7 +308,7 @@ def test_only_seeds_that_both_have_are_compared(made_up: None, tmp_path: Path) -
     assert block.common("apga", "random") == [1, 2]
     pairs: list[Any] = [block.pair("apga", "random", seed) for seed in (1, 2)]
     assert block.difference("apga", "random") == clustered_difference(
-        pairs, shared=False, method=analysis.METHOD, draws=analysis.DRAWS
+        pairs, shared=False, method=paired.METHOD, draws=paired.DRAWS
     )
     (apart,) = blocks_of(done(tmp_path / "apart", sweep("none", seeds=[0, 1]), sweep("random", seeds=[2, 3])))
     assert apart.difference("random", "none") is None

@@ -34,11 +34,11 @@ from maskaug.benchmarks.augmentation import (
     PLAIN,
     TITLES,
 )
-from maskaug.benchmarks.augmentation_cells import CURVES, JUDGE, PREDICTIONS, SCORES
+from maskaug.benchmarks.augmentation_cells import CURVES, JUDGE, SCORES
 from maskaug.benchmarks.curves import CURVE_FILLS
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.metrics import classification_metrics
-from maskaug.benchmarks.tasks import DATA, divided_for, parts
+from maskaug.benchmarks.tasks import DATA, PREDICTIONS, divided_for, parts
 from maskaug.benchmarks.training import dataset_of
 from maskaug.envs.errors import ConfigurationError, DatasetError, JudgeError
 from maskaug.envs.judges import load_judge

@@ -15,8 +15,7 @@ from augmentation_grid import (
 )
 from safetensors.numpy import load_file
 
-from maskaug.benchmarks.augmentation_cells import PREDICTIONS
-from maskaug.benchmarks.tasks import DATA, Task, parts
+from maskaug.benchmarks.tasks import DATA, PREDICTIONS, Task, parts
 from maskaug.envs import busi, mura
 from maskaug.envs.dataset_registry import load_dataset
 

@@ -33,10 +33,10 @@ from maskaug.benchmarks.augmentation import (
     TITLES,
     cells,
 )
-from maskaug.benchmarks.augmentation_cells import JUDGE, PREDICTIONS, SCORES
+from maskaug.benchmarks.augmentation_cells import JUDGE, SCORES
 from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.joint import train_joint
-from maskaug.benchmarks.tasks import parts
+from maskaug.benchmarks.tasks import PREDICTIONS, parts
 from maskaug.envs.datasets import ImageDataset
 
 

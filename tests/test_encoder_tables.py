@@ -162,7 +162,8 @@ def test_better_is_said_where_the_interval_says_so(tmp_path: Path) -> None:
         auroc = float(np.mean([roc_auc_score(labels, p) for p in given]))
         figures = {f"logistic.6.{k}": 0.5 for k in ("accuracy", "balanced_accuracy", "macro_f1", "ece")}
         figures |= {"logistic.6.auroc": auroc, "cpu_s": 1.0}
-        found.append(analysis.Result("tiny", seed, arm, figures, folder, TINY.area))
+        result = analysis.Result(task="tiny", seed=seed, arm=arm, figures=figures, folder=folder, area=TINY.area)
+        found.append(result)
     cells = dataclasses.replace(TABLE, reading=dataclasses.replace(READING, budgets=(6,))).cells()
     (block,) = analysis.blocks(found, cells)
     table = analysis.table(block)
