@@ -16,8 +16,6 @@ from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.paired import METRIC, Paired, Scored
 from maskaug.benchmarks.tasks import DATA, scored_on
 
-#: said below every table of comparisons.
-ALONE = "Each interval stands alone: of twenty comparisons of equals one would be called better or worse."
 #: the row of the judge that maskers asked: a classifier too, of the same images.
 ITSELF = "judge"
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from maskaug.benchmarks.augmentation import SWAPPED
-from maskaug.benchmarks.augmentation_analysis import ALONE, ITSELF, Block, title_of
+from maskaug.benchmarks.augmentation_analysis import ITSELF, Block, title_of
 from maskaug.benchmarks.clustered_bootstrap import clusters_note
 from maskaug.benchmarks.clustered_means import clustered_task_difference
-from maskaug.benchmarks.paired import DRAWS, METHOD, METRIC
+from maskaug.benchmarks.paired import ALONE, DRAWS, METHOD, METRIC
 from maskaug.benchmarks.presets import apga_play
 from maskaug.benchmarks.statistics import (
     FEWEST,

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from maskaug.benchmarks.augmentation import TITLES
-from maskaug.benchmarks.augmentation_analysis import ALONE, budget_of
+from maskaug.benchmarks.augmentation_analysis import budget_of
 from maskaug.benchmarks.augmentation_cells import CURVES
 from maskaug.benchmarks.clustered_means import clustered_mean_difference
 from maskaug.benchmarks.curves import CURVE_FILLS
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.intervals import paired_interval
-from maskaug.benchmarks.paired import DRAWS, METHOD
+from maskaug.benchmarks.paired import ALONE, DRAWS, METHOD
 from maskaug.benchmarks.report_files import read_json
 from maskaug.benchmarks.statistics import Interval, verdict
 from maskaug.benchmarks.tables import Table

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskaug.benchmarks.augmentation_analysis import ALONE, Block, budget_of, title_of
+from maskaug.benchmarks.augmentation_analysis import Block, budget_of, title_of
 from maskaug.benchmarks.augmentation_presets import PUBLISHED
+from maskaug.benchmarks.paired import ALONE
 from maskaug.benchmarks.statistics import Interval, uneven_note
 from maskaug.benchmarks.tables import Table
 from maskaug.benchmarks.tasks import scored_images, scored_on

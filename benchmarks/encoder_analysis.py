@@ -16,10 +16,13 @@ from maskaug.benchmarks.clustered_bootstrap import clusters_note
 from maskaug.benchmarks.encoders import ARMS, BESIDE, CONTROL, MAP, TITLES
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.intervals import paired_interval
-from maskaug.benchmarks.paired import METRIC, Paired, Scored
-from maskaug.benchmarks.statistics import FEWEST, Interval, few_runs_note, stratified_bootstrap, verdict
+from maskaug.benchmarks.paired import ALONE, METRIC, Paired, Scored
+from maskaug.benchmarks.statistics import FEWEST, Interval, few_runs_note, stratified_bootstrap, uneven_note, verdict
 from maskaug.benchmarks.tables import Table
 from maskaug.benchmarks.tasks import DATA, scored_images, scored_on
+from maskaug.benchmarks.training import env_keywords
+from maskaug.envs.defaults import default_grid
+from maskaug.envs.masking import cells_for_area
 
 #: figures of a read-out that tables show besides.
 OTHERS = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
@@ -43,10 +46,12 @@ class Block(Paired[Result]):
     Attributes:
         area: share that is hidden by arms that hide as much as they are told.
         keys: such as "paper.100" or "logistic.all".
+        grid: cells along each side.
     """
 
     area: float
     keys: tuple[str, ...]
+    grid: int
 
     @property
     def title(self) -> str:
@@ -99,12 +104,15 @@ def results(root: Path, cells: Iterable[Cell], figures: Mapping[str, Mapping[str
 
 
 def blocks(found: Sequence[Result], cells: Iterable[Cell]) -> Iterator[Block]:
-    """Of every task that has results the mean over read-outs and budgets, where there are several, and each of them."""
+    """Of every task the mean over read-outs and budgets, where there are several, and each of them.
+
+    Tasks without results with the share that all arms hide have none.
+    """
     asked: dict[str, Mapping[str, Any]] = {}
     for cell in cells:
         # The first cells of a task are those of the area that all arms hide.
         asked.setdefault(cell.config["task"]["name"], cell.config)
-    for task in dict.fromkeys(r.task for r in found):
+    for task in dict.fromkeys(r.task for r in found if r.area == asked[r.task]["pretraining"]["area"]):
         keys = _keys(asked[task])
         for some in ([tuple(keys)] if len(keys) > 1 else []) + [(key,) for key in keys]:
             yield _block(found, asked[task], asked[task]["pretraining"]["area"], some)
@@ -137,12 +145,13 @@ def _block(found: Sequence[Result], config: Mapping[str, Any], area: float, keys
     own = [r for r in found if r.task == task and (r.area == area or r.arm == "none")]
     runs = {arm: {r.seed: r for r in own if r.arm == arm} for arm in ARMS}
     runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
-    source = json.loads((own[0].folder / DATA).read_text(encoding="utf-8"))["source"]
-    folds = config["task"]["folds"]
+    data = json.loads((own[0].folder / DATA).read_text(encoding="utf-8"))
+    source, folds = data["source"], config["task"]["folds"]
+    play = env_keywords(config["task"]["env_id"], config["task"]["env"])
     shared, test_share = not (source == "synthetic" and folds == 0), 1 / (folds - 1) if folds else 0.0
     return Block(
         task=task, area=area, keys=keys, runs=runs, shared=shared, test_share=test_share, source=source,
-        split=config["split"],
+        split=config["split"], grid=play.get("grid") or default_grid("grid", tuple(data["shape"][1:])),
     )  # fmt: skip
 
 
@@ -171,19 +180,25 @@ def table(block: Block) -> Table:
                 *(float(block.values(arm, name).mean()) for name in OTHERS), float(seconds),
             ]
         )  # fmt: skip
-    return Table(block.title, columns, rows, _note(block))
-
-
-def _note(*blocks: Block) -> str:
-    first = blocks[0]
+    counts = [len(runs) for runs in block.runs.values()]
+    hidden = cells_for_area(block.area, block.grid)
     said = [
-        f"Images: {first.source}. Macro-AUROC on {scored_images(first.split)}, mean over draws of labels.",
-        clusters_note("AUROC (95 %) and of paired differences", first.shared, first.test_share),
+        f"Of {block.grid**2} cells {hidden} are hidden, except by one patch and by {TITLES['mae']}.",
         "Random of equal area: random cells, or for one patch a random patch.",
-        few_runs_note([len(runs) for block in blocks for runs in block.runs.values()]),
-        *(f"No interval: {reason}." for reason in sorted(set().union(*(block.refused for block in blocks)))),
+        few_runs_note(counts),
     ]
-    return " ".join(part for part in said if part)
+    return Table(block.title, columns, rows, _note([block], "AUROC (95 %) and of paired differences", said, counts))
+
+
+def _note(blocks: Sequence[Block], what: str, said: Sequence[str], counts: Sequence[int]) -> str:
+    # What the intervals are of, what else is to be said, and how many seeds the rows have.
+    first = blocks[0]
+    sentences = [
+        f"Images: {first.source}. Macro-AUROC on {scored_images(first.split)}, mean over draws of labels.",
+        clusters_note(what, first.shared, first.test_share), ALONE, *said, uneven_note(counts),
+        *(f"No interval: {reason}." for reason in sorted(set().union(*(block.refused for block in blocks)))),
+    ]  # fmt: skip
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def controls_table(own: Sequence[Block]) -> Table | None:
@@ -200,7 +215,10 @@ def controls_table(own: Sequence[Block]) -> Table | None:
     columns = ["learned", "beside", "seeds", f"difference, {first.name}", "P(better)", "verdict"]
     columns += [f"difference, {block.name}" for block in own[1:]]
     title = f"{first.task}{scored_on(first.split)}: learned masks and their controls"
-    return Table(title, columns, rows, _note(first)) if rows else None
+    counts = [row[2] for row in rows]
+    return (
+        Table(title, columns, rows, _note(own, "paired differences", [few_runs_note(counts)], counts)) if rows else None
+    )
 
 
 def areas_table(own: Sequence[Block]) -> Table | None:
@@ -214,22 +232,24 @@ def areas_table(own: Sequence[Block]) -> Table | None:
         for block in own:
             if arm not in block.runs:
                 continue
-            values = block.values(arm)
+            values, alone = block.values(arm), block.interval(arm)
             gains = [block.difference(arm, "none"), block.difference(arm, CONTROL.get(arm))]
             rows.append(
                 [
-                    TITLES[arm], f"{block.area:.0%}", block.labels, len(values), float(values.mean()),
-                    float(values.std(ddof=1)) if len(values) > 1 else None, *(i.text() if i else "" for i in gains),
-                    *(verdict(i) if i else "" for i in gains),
+                    TITLES[arm], f"{block.area:.0%}", f"{cells_for_area(block.area, block.grid)} of {block.grid**2}",
+                    block.labels, len(values), float(values.mean()), "" if alone is None else alone.text(signed=False),
+                    *(i.text() if i else "" for i in gains), *(verdict(i) if i else "" for i in gains),
                 ]
             )  # fmt: skip
     if not rows:
         return None
     columns = [
-        "pre-trained with", "hidden", "labels", "seeds", "AUROC", "SD", "− no pre-training (95 %)",
+        "pre-trained with", "hidden", "cells", "labels", "seeds", "AUROC", "AUROC (95 %)", "− no pre-training (95 %)",
         "− random of equal area (95 %)", "against none", "against random",
     ]  # fmt: skip
-    return Table(f"{own[0].task}{scored_on(own[0].split)}: areas", columns, rows, f"{own[0].head}. {_note(*own)}")
+    counts = [row[4] for row in rows]
+    note = _note(own, "AUROC (95 %) and of paired differences", [], counts)
+    return Table(f"{own[0].task}{scored_on(own[0].split)}: areas", columns, rows, f"{own[0].head}. {note}")
 
 
 def masks_table(own: Block) -> Table | None:

@@ -18,7 +18,7 @@ from maskaug.benchmarks.encoder_cells import SHOWN, shown_of
 from maskaug.benchmarks.encoders import AREA, BESIDE, CONTROL, MAP, TITLES, Encoding
 from maskaug.benchmarks.forest import Compared, difference_map, forest
 from maskaug.benchmarks.gallery import GALLERY, write_gallery
-from maskaug.benchmarks.grid import Cell, Grid
+from maskaug.benchmarks.grid import Grid
 from maskaug.benchmarks.pictures import restored_rows
 from maskaug.benchmarks.tables import TABLES, Table, write_tables
 from maskaug.benchmarks.tasks import Task, check_data, check_source, divided_for, scored_on
@@ -79,8 +79,8 @@ def write_analysis(grid: Grid, out: Path) -> list[Table]:
         own = [block for block in blocks if block.task == task]
         maps[task] = analysis.map_blocks(found, cells, task)
         tables += [analysis.table(block) for block in own]
-        more = (analysis.controls_table(own), analysis.masks_table(own[0]), analysis.areas_table(maps[task]))
-        tables += [table for table in more if table is not None]
+        more = [analysis.controls_table(own), analysis.masks_table(own[0])] if own else []
+        tables += [table for table in (*more, analysis.areas_table(maps[task])) if table is not None]
     unfinished = "" if len(figures) == len(cells) else grid.say()
     besides = grid.besides()
     tables = [dataclasses.replace(t, unfinished=unfinished, note=f"{t.note}{besides}") for t in tables]
@@ -139,17 +139,15 @@ def _map(own: Sequence[Block], out: Path) -> None:
 
 def _pictures(grid: Grid, figures: Mapping[str, Any], out: Path, side: int = 128) -> None:
     # Of the first task and seed that has masks, the same held-out images for every arm: the gallery's masks, and of one
-    # image a line an arm.
-    done = [c for c in grid.cells.values() if c.name in figures and (grid.root / c.name / SHOWN).is_file()]
+    # image a line an arm. The first cells of a grid are those of the share that all arms hide.
+    usual = next(iter(grid.cells.values())).config["pretraining"]
+    done = [c for c in grid.cells.values() if c.name in figures and c.config["pretraining"] == usual]
+    done = [c for c in done if (grid.root / c.name / SHOWN).is_file()]
     if not done:
         return
     first = done[0].config
     task, seed = Task(**first["task"]), first["seed"]
-    own: dict[str, Cell] = {}
-    for c in done:
-        if c.config["task"] == first["task"] and c.config["seed"] == seed:
-            # The first of an arm hides what all arms do.
-            own.setdefault(c.config["arm"], c)
+    own = {c.config["arm"]: c for c in done if c.config["task"] == first["task"] and c.config["seed"] == seed}
     some = shown_of(divided_for(task, None, seed, first["split"])["test"])
     one, masks, lines = some.subset([len(some) // 2]), {}, []
     for arm in (arm for arm in TITLES if arm in own):

@@ -21,7 +21,7 @@ DATA: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "busi": ("MaskAug-BUSI-v0", {"busi": {"task": "diagnosis"}, "busi-presence": {"task": "presence"}}),
     "lgg": ("MaskAug-LGG-v0", {"lgg": {}}),
 }  # fmt: skip
-#: shares hidden besides one half, in the maps of real images; of those of a smoke run the first.
+#: shares hidden besides one half; a smoke run has the first of them, and "cpu" none of synthetic images.
 AREAS = (0.05, 0.2, 0.6)
 #: the smallest setting in which everything runs.
 _SMOKE = (

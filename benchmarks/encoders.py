@@ -85,6 +85,8 @@ class Pretraining:
     def __post_init__(self) -> None:
         if self.updates < 1 or self.batch < 2:
             raise ConfigurationError(f"updates={self.updates} must be at least 1, and batch={self.batch} at least 2")
+        if not 0 < self.area < 1:
+            raise ConfigurationError(f"area={self.area} must be a share between 0 and 1")
         if self.network not in ("plain", "paper"):
             raise ConfigurationError(f"network={self.network!r} is unknown; use 'plain' or 'paper'")
 
@@ -100,8 +102,9 @@ class Encoding:
         pretraining: how.
         reading: how encoders are read out; each cell's seed takes the place of its own.
         split: "test", or "val" while choices are still made: one half of it, by group, is scored, the other chooses.
-        areas: shares besides `Pretraining.area` that those of `arms` that are of `MAP` hide in runs of their own; these
-            are read out by logistic regression alone where it is among the read-outs, which costs a tenth of the head.
+        areas: shares besides `Pretraining.area` that those of `arms` that are of `MAP` hide in runs of their own; where
+            none of them is, nothing is run. These are read out by logistic regression alone where it is among the
+            read-outs: the head takes as long as the pre-training.
     """
 
     tasks: Sequence[Task]
@@ -127,7 +130,7 @@ class Encoding:
         if len(set(shares)) < len(shares) or not all(0 < share < 1 for share in shares):
             raise ConfigurationError(
                 f"areas={tuple(self.areas)} must be different shares between 0 and 1, and none of them the "
-                f"{self.pretraining.area:g} that every arm hides anyway"
+                f"{self.pretraining.area:g} of all arms' runs"
             )
 
     def cells(self) -> list[Cell]:

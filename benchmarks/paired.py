@@ -22,6 +22,8 @@ METRIC = "auroc"
 #: chosen before anything was looked at: of the two it is nearer to its confidence with few runs.
 METHOD: Method = "two-way"
 DRAWS = 1000
+#: said below every table of comparisons.
+ALONE = "Each interval stands alone: of twenty comparisons of equals one would be called better or worse."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,9 +106,7 @@ class Paired(abc.ABC, Generic[R]):
             ConfigurationError: the arms were tested on different images.
         """
         one, two = (self.runs[name][seed] for name in (arm, other))
-        check_pair(
-            one.predictions, two.predictions, f"{self.title}, seed {seed}, {one.folder.name!r} and {two.folder.name!r}"
-        )
+        check_pair(one.predictions, two.predictions, f"{self.title}, seed {seed}, {one.folder} and {two.folder}")
         known = one.predictions
         return known["labels"], known["groups"], self.probabilities(one), self.probabilities(two)
 

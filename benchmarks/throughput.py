@@ -44,13 +44,13 @@ def throughput(
         say: where lines for people go.
 
     Raises:
-        ConfigurationError: `out` is a file.
+        ConfigurationError: `out` is a file, or the device is not there.
     """
+    device = resolve_device(settings.device)
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ConfigurationError(f"out={str(out)!r} is a file, and must be a folder: its results.csv is the file")
         out.mkdir(parents=True, exist_ok=True)
-    device = resolve_device(settings.device)
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
     say(f"{name}; median of {settings.rounds} rounds; images a second ÷ the bare judge's, and native ÷ this row's")
@@ -140,7 +140,7 @@ def table(rows: Sequence[Mapping[str, Any]], rounds: int) -> Table:
     ]  # fmt: skip
     cells: list[list[Cell]] = [
         [
-            row["figure"], *(shown(row, name) for name in FIGURES), float(f"{row['images_s']:.4g}"),
+            row["figure"], *(shown(row, name) for name in FIGURES), round(row["images_s"]),
             round(row["memory_mb"]), None if row.get("cuda_mb") is None else round(row["cuda_mb"]),
         ]
         for row in rows

@@ -29,7 +29,8 @@ def bench_intelligent_masking(
         preset: smoke (whether everything runs, two minutes), cpu (100 minutes at most with --jobs 2) or paper (the
             published sizes and networks, twenty seeds, on a GPU where there is one).
         data: synthetic (is there a mass in the ultrasound?), busi (three classes, and: is there a lesion in this crop?)
-            or lgg (is there a tumour in the slice?). Of real images a map of shares hidden, 5 to 60 %, as well.
+            or lgg (is there a tumour in the slice?). Of real images, or with the paper's preset, random cells, the
+            centre and Intelligent Masking hide 5 to 60 % besides: a map of shares and labels.
         root: the folder of busi or lgg.
         jobs: runs at a time.
         seeds: how many, from 0; each draws its own synthetic images, or tests one of five folds of the real ones. The

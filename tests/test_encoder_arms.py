@@ -163,7 +163,12 @@ def test_the_papers_networks_are_those_of_the_arms() -> None:
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"updates": 0}, "updates=0"), ({"batch": 1}, "batch=1"), ({"network": "imagining"}, "network")],
+    [
+        ({"updates": 0}, "updates=0"),
+        ({"batch": 1}, "batch=1"),
+        ({"area": 1.0}, "area=1.0"),
+        ({"network": "imagining"}, "network"),
+    ],
 )
 def test_pre_training_that_cannot_be_is_refused(change: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigurationError, match=word):

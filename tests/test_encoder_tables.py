@@ -234,16 +234,17 @@ def test_a_map_of_areas_stands_beside_what_all_arms_hide(out: Path, tmp_path: Pa
     # One half comes from the runs of all arms, whichever read-outs those have besides.
     areas = tables["tiny: areas"]
     names = ["random cells", "Intelligent Masking"]
-    assert [row[:4] for row in areas.rows] == [
-        [name, area, labels, 2] for name in names for area in ("20%", "50%") for labels in ("6", "all")
-    ]
+    assert [row[:5] for row in areas.rows] == [
+        [name, *area, labels, 2]
+        for name in names for area in (("20%", "5 of 25"), ("50%", "12 of 25")) for labels in ("6", "all")
+    ]  # fmt: skip
     figures = Grid(tmp_path / "runs", some.cells()).results()
     mean = {
         area: np.mean([figures[f"tiny/seed{seed}/ours{area}"]["logistic.all.auroc"] for seed in (0, 1)])
         for area in ("-0.2", "")
     }
     assert mean[""] != mean["-0.2"]
-    said = {(row[0], row[1], row[2]): dict(zip(areas.columns, row, strict=True)) for row in areas.rows}
+    said = {(row[0], row[1], row[3]): dict(zip(areas.columns, row, strict=True)) for row in areas.rows}
     for area, share in (("-0.2", "20%"), ("", "50%")):
         row = said["Intelligent Masking", share, "all"]
         assert row["AUROC"] == pytest.approx(mean[area])
@@ -261,9 +262,43 @@ def test_a_map_of_areas_stands_beside_what_all_arms_hide(out: Path, tmp_path: Pa
     } | {("1", "none", ""), ("1", "published", "")}  # fmt: skip
     gallery = read_gallery(tmp_path / "gallery.safetensors").masks
     assert gallery["Intelligent Masking"].mean() == pytest.approx(12 / 25)
+    assert "of twenty comparisons" in areas.note
+    assert "IQM" not in areas.note
     # Without further areas the map goes.
     run_encoding(dataclasses.replace(some, areas=()), tmp_path, say=ignore)
     assert not list(tmp_path.glob("map-*"))
+
+
+def test_other_areas_do_not_stand_in_for_what_all_arms_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = dataclasses.replace(TABLE, arms=("random", "ours"), areas=(0.2,))
+
+    def fails(settings: Any, arm: str, *more: Any) -> Any:
+        if settings.area == 0.5 and arm in failing:
+            raise RuntimeError("the lights went out")
+        return pretrain_arm(settings, arm, *more)
+
+    monkeypatch.setattr(encoder_cells, "pretrain_arm", fails)
+    failing = ["random", "ours"]
+    # With nothing of the share that all arms hide there is nothing to say, and nothing to show.
+    assert not run_encoding(some, tmp_path, say=ignore)
+    assert read_tables(tmp_path / "tables.json") == []
+    assert not (tmp_path / "gallery.safetensors").exists()
+    failing = ["ours"]
+    assert not run_encoding(some, tmp_path, say=ignore)
+    tables = {table.title: table for table in read_tables(tmp_path / "tables.json")}
+    assert [row[0] for row in tables["tiny, logistic regression, all labels"].rows] == ["random cells"]
+    assert list(read_gallery(tmp_path / "gallery.safetensors").masks) == ["random cells"]
+    areas = tables["tiny: areas"]
+    assert [row[:2] for row in areas.rows if row[3] == "all"] == [
+        ["random cells", "20%"], ["random cells", "50%"], ["Intelligent Masking", "20%"]
+    ]  # fmt: skip
+    assert areas.unfinished == "6 of 8 cells done, 2 failed, 0 left"
+    # Of different seeds it is said.
+    failing = []
+    (tmp_path / "runs/tiny/seed1/random/results.json").unlink()
+    grid = grid_in(tmp_path, some)
+    uneven = {table.title: table for table in write_analysis(grid, tmp_path)}["tiny: areas"]
+    assert "Rows have 1 or 2 seeds" in uneven.note
 
 
 def test_a_table_is_gone_on_with_and_says_what_is_left(

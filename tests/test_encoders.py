@@ -95,6 +95,9 @@ def test_every_preset_makes_a_grid(data: str, preset: str, tmp_path: Path) -> No
     for task in made.tasks:
         assert task.env.get("root") == (None if root is None else str(root))
         assert (task.folds == 0) == (data == "synthetic")
+        if preset == "cpu":
+            whole = task.name in ("busi", "lgg")
+            assert (task.env["image_size"], task.env["grid"]) == ((96, 12) if whole else (64, 8))
         if preset == "paper":
             assert (task.env["image_size"], len(made.seeds), made.pretraining.device) == (288, 20, "auto")
             assert (made.pretraining.reconstructor, made.pretraining.network) == ("context_encoder", "paper")

@@ -80,6 +80,7 @@ def test_every_row_is_measured_said_and_written(tmp_path: Path) -> None:
     first = rows[0]
     assert shown["step"] == f"{first['step']:.3f} ({first['step_p10']:.3f} … {first['step_p90']:.3f})"
     assert shown["native ÷ this"] is None
+    assert shown["images a second"] == round(first["images_s"])
     assert (table.unfinished, "2 rounds" in table.note, "CPU seconds" in table.note) == ("", True, True)
 
 
@@ -98,6 +99,9 @@ def test_rows_are_written_as_they_come_and_a_file_is_no_folder(tmp_path: Path, m
     assert (len(table.rows), table.unfinished) == (1, "1 of 2 rows are measured")
     with pytest.raises(ConfigurationError, match="must be a folder"):
         throughput(tiny(), tmp_path / "results.csv")
+    with pytest.raises(ConfigurationError, match="device"):
+        throughput(tiny(device="abacus"), tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 def test_a_slower_environment_shows_in_its_own_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
