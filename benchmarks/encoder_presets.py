@@ -13,14 +13,13 @@ from maskaug.benchmarks.tasks import Task
 from maskaug.envs.errors import ConfigurationError
 
 PRESETS = ("smoke", "cpu", "paper")
-#: data → environment, and the names of its tasks with what chooses them.
-DATA: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "synthetic": (
-        "MaskAug-Synthetic-v0", {"ultrasound": {"kind": "ultrasound", "task": "presence", "n": 3000}},
-    ),
-    "busi": ("MaskAug-BUSI-v0", {"busi": {"task": "diagnosis"}, "busi-presence": {"task": "presence"}}),
-    "lgg": ("MaskAug-LGG-v0", {"lgg": {}}),
-}  # fmt: skip
+#: data → environment, and what chooses the images; the name is the task's, but for synthetic ones.
+DATA: dict[str, tuple[str, dict[str, Any]]] = {
+    "synthetic": ("MaskAug-Synthetic-v0", {"kind": "ultrasound", "task": "presence", "n": 3000}),
+    "busi": ("MaskAug-BUSI-v0", {"task": "diagnosis"}),
+    "busi-presence": ("MaskAug-BUSI-v0", {"task": "presence"}),
+    "lgg": ("MaskAug-LGG-v0", {}),
+}
 #: shares hidden besides one half; a smoke run has the first of them, and "cpu" none of synthetic images.
 AREAS = (0.05, 0.2, 0.6)
 #: the smallest setting in which everything runs.
@@ -50,7 +49,7 @@ def encoding_of(
     Args:
         data: a name in `DATA`.
         preset: "smoke" (whether everything runs), "cpu" (100 minutes at most on two cores) or "paper".
-        root: the folder of busi or lgg.
+        root: the folder of BUSI or LGG.
         seeds: how many, from 0; the preset's if None. Of real images a seed is one of five folds.
         arms: of `ARMS`; all if None.
         split: see `Encoding`.
@@ -67,29 +66,27 @@ def encoding_of(
         raise ConfigurationError(f"root={None if root is None else str(root)!r} does not go with data={data!r}; {cure}")
     if seeds is not None and seeds < 1:
         raise ConfigurationError(f"seeds={seeds} must be at least 1")
-    env_id, named = DATA[data]
+    env_id, options = DATA[data]
     pretraining, reading = {"smoke": _SMOKE, "cpu": _CPU, "paper": _PAPER}[preset]
-    small, whole = {"image_size": 64, "grid": 8}, {"image_size": 96, "grid": 12}
-    tasks = []
-    for name, options in named.items():
-        size = {
-            # A crop of BUSI is a part of a picture.
-            "smoke": {"image_size": 40, "grid": 5}, "cpu": small if made_up or name == "busi-presence" else whole,
-            "paper": {"image_size": 288, "grid": 9},
-        }[preset]  # fmt: skip
-        env = {**options, **size, **({} if root is None else {"root": str(root)})}
-        if made_up and preset == "smoke":
-            env["n"] = 150
-        # A smoke run has two seeds: the two halves of one deal.
-        tasks.append(Task(name, env_id, env, 0 if made_up else 2 if preset == "smoke" else 5))
+    size = {
+        # A crop of BUSI is a part of a picture.
+        "cpu": {"image_size": 64, "grid": 8} if made_up or data == "busi-presence" else {"image_size": 96, "grid": 12},
+        "smoke": {"image_size": 40, "grid": 5}, "paper": {"image_size": 288, "grid": 9},
+    }[preset]  # fmt: skip
+    env = {**options, **size, **({} if root is None else {"root": str(root)})}
+    if made_up and preset == "smoke":
+        env["n"] = 150
+    # A smoke run has two seeds: the two halves of one deal.
+    folds = 0 if made_up else 2 if preset == "smoke" else 5
     count = {"smoke": 2, "cpu": 10 if made_up else 5, "paper": 20}[preset] if seeds is None else seeds
     areas = {"smoke": AREAS[:1], "cpu": () if made_up else AREAS, "paper": AREAS}[preset]
-    return Encoding(tasks, range(count), ARMS if arms is None else arms, pretraining, reading, split, areas)
+    task = Task("ultrasound" if made_up else data, env_id, env, folds)
+    return Encoding([task], range(count), ARMS if arms is None else arms, pretraining, reading, split, areas)
 
 
 #: what `make demo-intelligent-masking` runs: a few minutes on two cores.
 DEMO = Encoding(
-    [Task("ultrasound", "MaskAug-Synthetic-v0", {**DATA["synthetic"][1]["ultrasound"], "image_size": 64, "grid": 8})],
+    [Task("ultrasound", "MaskAug-Synthetic-v0", {**DATA["synthetic"][1], "image_size": 64, "grid": 8})],
     range(2),
     ("none", "autoencoder", "random", "ours", "random_patch", "published"),
     dataclasses.replace(_CPU[0], updates=150),

@@ -58,6 +58,13 @@ _REWARD = (
     "arm", "seeds", "CPU-s", "normalised reward [95 %]", "untrained", "swapped", "− Intelligent Masking [95 %]",
     "− APGA [95 %]", "P(better)", "verdict", "share of the region kept [95 %]",
 )  # fmt: skip
+_ENCODERS = (
+    "pre-trained with", "seeds", "AUROC", "AUROC (95 %)", "− no pre-training (95 %)", "against none",
+    "− random of equal area (95 %)", "against random",
+)  # fmt: skip
+_PRETRAINED = "maskaug bench intelligent-masking --preset cpu --data busi --root $BUSI --jobs 2 --out DIR"
+_MEAN = "mean over read-outs and numbers of labels"
+_THROUGHPUT = "OMP_NUM_THREADS=1 maskaug bench throughput --preset cpu --out DIR"
 SHOWN = (
     Shown(
         "apga-synthetic", "radiographs-easy, 100 labels a class, 80% hidden", _ARMS,
@@ -82,12 +89,32 @@ SHOWN = (
         "Is there a lesion in this crop? 50 labels a class, 40 % hidden", _BUSI, "map-busi-presence.png", _SHORT,
     ),
     Shown(
+        "intelligent-masking-busi", f"busi, {_MEAN}", _ENCODERS,
+        "Does pre-training with learned masks help? Real ultrasound, normal, benign or malignant", _PRETRAINED,
+        "map-busi.png",
+    ),
+    Shown(
+        "intelligent-masking-busi", "busi: learned masks and their controls",
+        ("beside", "seeds", f"difference, {_MEAN}", "P(better)", "verdict"),
+        "The same: Intelligent Masking − …", _PRETRAINED, rows=("Intelligent Masking",),
+    ),
+    Shown(
+        "intelligent-masking-busi-presence", f"busi-presence, {_MEAN}", _ENCODERS,
+        "Pre-training for: is there a lesion in this crop?", _PRETRAINED.replace("busi", "busi-presence"),
+        "map-busi-presence.png",
+    ),
+    Shown(
         "algorithms", "reconstruction", _REWARD, "Which algorithm finds the hardest patch? Frozen reconstruction game",
         _ALGORITHMS, "reconstruction.png",
     ),
     Shown(
         "algorithms", "classification", _REWARD, "Which algorithm finds what a classifier needs? Frozen classifier",
         _ALGORITHMS, "classification.png",
+    ),
+    Shown(
+        "throughput", "Throughput",
+        ("row", "step", "step + policy", "step + policy + training", "native ÷ this", "training ÷ its passes", "MB"),
+        "How fast is it? Small judge, 64×64 pixels, one thread", _THROUGHPUT,
     ),
 )  # fmt: skip
 

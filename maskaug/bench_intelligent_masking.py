@@ -11,7 +11,7 @@ from maskaug.options import Arm
 def bench_intelligent_masking(
     out: Path,
     preset: Literal["smoke", "cpu", "paper"] = "cpu",
-    data: Literal["synthetic", "busi", "lgg"] = "synthetic",
+    data: Literal["synthetic", "busi", "busi-presence", "lgg"] = "synthetic",
     root: Path | None = None,
     jobs: int = 1,
     seeds: int | None = None,
@@ -28,10 +28,10 @@ def bench_intelligent_masking(
             what it holds is not run again.
         preset: smoke (whether everything runs, two minutes), cpu (100 minutes at most with --jobs 2) or paper (the
             published sizes and networks, twenty seeds, on a GPU where there is one).
-        data: synthetic (is there a mass in the ultrasound?), busi (three classes, and: is there a lesion in this crop?)
-            or lgg (is there a tumour in the slice?). Of real images, or with the paper's preset, random cells, the
-            centre and Intelligent Masking hide 5 to 60 % besides: a map of shares and labels.
-        root: the folder of busi or lgg.
+        data: synthetic (is there a mass in the ultrasound?), busi (three classes), busi-presence (is there a lesion in
+            this crop?) or lgg (is there a tumour in the slice?). Of real images, or with the paper's preset, random
+            cells, the centre and Intelligent Masking hide 5 to 60 % besides: a map of shares and labels.
+        root: the folder of BUSI or LGG.
         jobs: runs at a time.
         seeds: how many, from 0; each draws its own synthetic images, or tests one of five folds of the real ones. The
             preset's, if left out.
