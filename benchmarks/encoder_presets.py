@@ -27,7 +27,7 @@ _SMOKE = (
     Pretraining(updates=4, batch=8),
     DownstreamSettings(budgets=(6, None), draws=2, epochs=4, strengths=(0.1,)),
 )
-#: 800 updates: where the seven arms of `arms-synthetic-800.json` had learnt, and those of `arms-busi.json`.
+#: 800 updates: where the seven arms of `arms-synthetic-800.json` had learnt, see benchmarks/results.
 _CPU = (Pretraining(), DownstreamSettings(budgets=(25, 100, None), draws=5))
 #: the paper's sizes, networks and batch; its 300 epochs of the 378 training images of a fold of BUSI are 7 100 updates.
 _PAPER = (
