@@ -14,7 +14,7 @@ import numpy.typing as npt
 from maskaug.benchmarks.augmentation import PLAIN, SWAPPED, TITLES, Training
 from maskaug.benchmarks.grid import Cell
 from maskaug.benchmarks.paired import METRIC, Paired, Scored
-from maskaug.benchmarks.tasks import DATA, scored_on
+from maskaug.benchmarks.tasks import DATA, fold_share, scored_on
 
 #: the row of the judge that maskers asked: a classifier too, of the same images.
 ITSELF = "judge"
@@ -128,7 +128,7 @@ def blocks(found: Sequence[Result]) -> Iterator[Block]:
         folds = first.about["folds"]
         yield Block(
             task=task, shots=shots, hidden=hidden, joint=joint, runs=arms, shared=not (drawn and folds == 0),
-            test_share=1 / (folds - 1) if folds else 0.0, source=data["source"],
+            test_share=fold_share(folds), source=data["source"],
             stand_in=drawn and first.about["env_id"] != "MaskAug-Synthetic-v0", about=first.about, data=data,
             training=first.training, split=first.split,
         )  # fmt: skip

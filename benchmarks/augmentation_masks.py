@@ -21,7 +21,7 @@ from maskaug.benchmarks.paired import ALONE, DRAWS, METHOD
 from maskaug.benchmarks.report_files import read_json
 from maskaug.benchmarks.statistics import Interval, verdict
 from maskaug.benchmarks.tables import Table
-from maskaug.benchmarks.tasks import DATA, scored_on
+from maskaug.benchmarks.tasks import DATA, fold_share, scored_on
 from maskaug.envs.errors import ConfigurationError
 
 #: in the order of the columns; of deletion less is better.
@@ -122,7 +122,7 @@ def _curves(
     note = (
         "Areas under the curves of a classifier that was not the judge, on held-out images: of deletion less is "
         "better, of insertion more. Differences with 95 % intervals, clustered by seed and group"
-        + (f", the variance over n folds counting 1/n + {1 / (folds - 1):.2f}" if folds else "")
+        + (f", the variance over n folds counting 1/n + {fold_share(folds):.2f}" if folds else "")
         + "; what is called "
         f"neither better nor worse is not established. {ALONE}" + "".join(f" {reason}." for reason in sorted(told))
     )
@@ -150,7 +150,7 @@ def _difference(own: _Values, other: _Values | None, curve: str, folds: int | No
     theirs, whose = (mine, "random") if other is None else ([other[seed] for seed in seeds], "own")
     pairs = [(m[f"{curve}.own"], t[f"{curve}.{whose}"]) for m, t in zip(mine, theirs, strict=True)]
     # Folds share training images.
-    test_share = 1 / (folds - 1) if folds else 0.0
+    test_share = fold_share(folds or 0)
     if not all("groups" in values for values in (*mine, *theirs)):
         return Interval(*paired_interval([float(m.mean() - t.mean()) for m, t in pairs], test_share=test_share))
     runs = [(values["groups"], *pair) for values, pair in zip(mine, pairs, strict=True)]

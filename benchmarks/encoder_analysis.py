@@ -19,7 +19,7 @@ from maskaug.benchmarks.intervals import paired_interval
 from maskaug.benchmarks.paired import ALONE, METRIC, Paired, Scored
 from maskaug.benchmarks.statistics import FEWEST, Interval, few_runs_note, stratified_bootstrap, uneven_note, verdict
 from maskaug.benchmarks.tables import Table
-from maskaug.benchmarks.tasks import DATA, scored_images, scored_on
+from maskaug.benchmarks.tasks import DATA, fold_share, scored_images, scored_on
 from maskaug.benchmarks.training import env_keywords
 from maskaug.envs.defaults import default_grid
 from maskaug.envs.masking import cells_for_area
@@ -148,9 +148,9 @@ def _block(found: Sequence[Result], config: Mapping[str, Any], area: float, keys
     data = json.loads((own[0].folder / DATA).read_text(encoding="utf-8"))
     source, folds = data["source"], config["task"]["folds"]
     play = env_keywords(config["task"]["env_id"], config["task"]["env"])
-    shared, test_share = not (source == "synthetic" and folds == 0), 1 / (folds - 1) if folds else 0.0
     return Block(
-        task=task, area=area, keys=keys, runs=runs, shared=shared, test_share=test_share, source=source,
+        task=task, area=area, keys=keys, runs=runs, shared=not (source == "synthetic" and folds == 0),
+        test_share=fold_share(folds), source=source,
         split=config["split"], grid=play.get("grid") or default_grid("grid", tuple(data["shape"][1:])),
     )  # fmt: skip
 

@@ -53,6 +53,15 @@ class Task:
             raise ConfigurationError(f"val_share={self.val_share} must be between 0 and 1")
 
 
+def fold_share(folds: int) -> float:
+    """Tested images ÷ all others where seeds are folds of one data set, whose training sets overlap; else 0.
+
+    >>> fold_share(5), fold_share(0)
+    (0.25, 0.0)
+    """
+    return 1 / (folds - 1) if folds else 0.0
+
+
 def parts(task: Task, shots: int | None, seed: int) -> dict[str, ImageDataset]:
     """{"train", "val", "test"} of one repetition; with `shots` so many training images of each class.
 

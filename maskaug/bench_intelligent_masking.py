@@ -26,7 +26,7 @@ def bench_intelligent_masking(
     Args:
         out: a folder: runs/ for every run, and tables.md, tables.json, results.csv and pictures of what is done so far;
             what it holds is not run again.
-        preset: smoke (whether everything runs, two minutes), cpu (100 minutes at most with --jobs 2) or paper (the
+        preset: smoke (whether everything runs, a minute), cpu (100 minutes at most with --jobs 2) or paper (the
             published sizes and networks, twenty seeds, on a GPU where there is one).
         data: synthetic (is there a mass in the ultrasound?), busi (three classes), busi-presence (is there a lesion in
             this crop?) or lgg (is there a tumour in the slice?). Of real images, or with the paper's preset, random
